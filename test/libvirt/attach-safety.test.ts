@@ -182,6 +182,8 @@ await describeWithLibvirt("attach to somebody else's job", () => {
       const run = startNbdpull(args(), { env: front.env({ hang: "abort" }) });
       await expect.poll(() => front.asked).toEqual(["abort"]);
       run.kill("SIGINT");
+      await Promise.race([run.ended, sleep(3000)]);
+      front.release();
       const ran = await finished(run);
       expect([ran.code, ran.json()]).toMatchObject([0, { id: (await stored())[0], jobEnded: false }]);
       expect(ran.stderr).toMatch(/^warning: .*job/m);

@@ -16,11 +16,11 @@ await describeWithLibvirt("a backup whose job ends while it pulls", () => {
     await guest[Symbol.asyncDispose]();
   });
 
-  /** At 1 MiB/s the whole disk would take a minute. */
+  /** The whole disk would take four minutes, and libvirt may be late by half a minute. */
   async function expectStopped(run: Running, code: number, error: object): Promise<void> {
     const began = performance.now();
     const ran = await finished(run);
-    expect(performance.now() - began).toBeLessThan(20_000);
+    expect(performance.now() - began).toBeLessThan(120_000);
     expect([ran.code, ran.json()]).toMatchObject([code, { error }]);
     expect(await guest.points()).toEqual([]);
     expect(await guest.beside()).toEqual([]);
@@ -31,19 +31,17 @@ await describeWithLibvirt("a backup whose job ends while it pulls", () => {
     // connection.
     const run = await guest.startSlowly("--connections", "1");
     await expect
-      .poll(async () => (await guest.inPartial()).filter((name) => name.endsWith(".qcow2")), {
-        timeout: 30_000,
-      })
+      .poll(async () => (await guest.inPartial()).filter((name) => name.endsWith(".qcow2")))
       .toHaveLength(2);
     await virsh("domjobabort", guest.lab.domain);
     const message = expect.stringContaining("(libvirt: Operation canceled)");
     await expectStopped(run, 4, { code: "E_JOB_ENDED", message });
-  }, 120_000);
+  }, 480_000);
 
   it("stops when the domain is destroyed", async () => {
     const run = await guest.startSlowly();
     await virsh("destroy", guest.lab.domain);
     const message = expect.stringContaining("(libvirt: shut off (destroyed))");
     await expectStopped(run, 1, { code: "E_GUEST_ENDED", message });
-  }, 120_000);
+  }, 480_000);
 });

@@ -12,7 +12,6 @@ await describeWithLibvirt("a backup that fails", () => {
   let guest: BackupLab;
   beforeEach(async () => {
     guest = await BackupLab.start();
-    // A slow backup takes 20 s or more.
     await guest.lab.write("vda", 0, 16 * MiB, 0x11);
     await guest.lab.write("vdb", 0, 4 * MiB, 0x11);
   });
@@ -40,7 +39,7 @@ await describeWithLibvirt("a backup that fails", () => {
       expect(next.disks[0]).toMatchObject({ parent: good.id, dirtyBytes: 12 * MiB });
       await guest.expectPoint(next.id, copies);
     },
-    240_000,
+    480_000,
   );
 
   it("is cleared away after SIGKILL by the next backup, which is based on the last good point", async () => {
@@ -83,10 +82,9 @@ await describeWithLibvirt("a backup that fails", () => {
 
   it("refuses a second backup at once while it runs", async () => {
     const run = await guest.startSlowly();
-    const before = performance.now();
     const second = await guest.run();
-    expect(performance.now() - before).toBeLessThan(10_000);
     expectExit(second, 4);
+    // It would be E_LOCKED if it had waited for the lock.
     expect(second.json()).toMatchObject({ error: { code: "E_BACKUP_RUNNING" } });
     const elsewhere = await guest.run("--to", join(guest.folder, "other"));
     expectExit(elsewhere, 4);

@@ -49,7 +49,7 @@ await describeWithLibvirt("a backup over a line that breaks", () => {
       for (const disk of LAB_DISKS) await guest.lab.write(disk, 3 * MiB, 9 * MiB, 0x22);
     }
     expect(broken.line.cuts).toBeGreaterThan(10);
-  }, 120_000);
+  }, 480_000);
 
   it("doesn't wait for the line once the job has ended, or the guest", async () => {
     const cut = await line();
@@ -68,11 +68,12 @@ await describeWithLibvirt("a backup over a line that breaks", () => {
       const since = performance.now();
       const ran = await finished(run);
       cut.line.isDown = false;
-      expect(performance.now() - since).toBeLessThan(15_000);
+      // The line is waited for longer, and libvirt may be late by half a minute.
+      expect(performance.now() - since).toBeLessThan(90_000);
       expect(ran.json()).toMatchObject({ error: { code } });
       expect(ran.code).not.toBe(0);
       expect(await guest.points()).toEqual(before);
     }
     expectExit(await guest.run("--level", "copy"), 0);
-  }, 120_000);
+  }, 480_000);
 });

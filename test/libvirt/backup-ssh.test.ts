@@ -30,7 +30,7 @@ await describeWithLibvirt("a backup from another host", () => {
     expect(await guest.checkpoints()).toEqual([full.checkpoint]);
 
     const frozen = await guest.copyNow();
-    const goesOn = await guest.startSlowly(...remote, "--limit-rate", "8M");
+    const goesOn = await guest.startSlowly(...remote, "--limit-rate", "3M");
     await host.cut();
     const went = await finished(goesOn);
     expectExit(went, 0);

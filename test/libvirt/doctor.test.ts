@@ -127,7 +127,7 @@ await describeWithLibvirt("doctor and backup", () => {
       status: "pass",
       cause: expect.stringContaining("the next backup goes on with its point, or ends it first"),
     });
-  }, 240_000);
+  }, 480_000);
 
   it("make a disk full if QEMU has lost its bitmap, as doctor predicts", async () => {
     await guest.take();
@@ -156,7 +156,7 @@ await describeWithLibvirt("doctor and backup", () => {
     expect(front.asked.filter((call) => call === "begin")).toHaveLength(1);
     const { disks } = taken.json() as BackupJson;
     expect(foreseen).toContain(disks[0]?.reason);
-  }, 240_000);
+  }, 480_000);
 
   it("can back up with only the capabilities of the systemd unit", async () => {
     const unit = await readFile(new URL("../../docs/systemd/nbdpull@.service", import.meta.url), "utf8");

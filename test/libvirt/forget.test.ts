@@ -16,7 +16,7 @@ await describeWithLibvirt("nbdpull forget", () => {
     await guest.take();
     await guest.take();
     expectExit(await guest.run("--to", beside), 0);
-  }, 120_000);
+  });
 
   afterAll(async () => {
     await guest[Symbol.asyncDispose]();

@@ -58,5 +58,5 @@ await describeWithLibvirt("a libvirt that sends garbage from the begin of a full
     expect(taken.level).toBe("full");
     await guest.expectNothingLeft();
     await guest.expectPoint(taken.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 });

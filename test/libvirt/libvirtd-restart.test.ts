@@ -2,9 +2,9 @@ import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { type BackupJson, BackupLab, expectExit, ofCalmLibvirt } from "../support/backup-lab.js";
 import { stopLibvirtd } from "../support/libvirt-daemon.js";
-import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
 import { finished, type Running, startNbdpull } from "../support/nbdpull.js";
 import { stallEvents } from "../support/stalled-libvirt.js";
 
@@ -17,7 +17,7 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
     const full = await guest.take();
     await guest.lab.write("vda", 0, 2 * MiB, 0x12);
     const copies = await guest.copyNow();
-    const run = await guest.startSlowly();
+    const run = await guest.startSlowly("--limit-rate", "512K");
     {
       await using _ = await stopLibvirtd();
       // By then everything is read, and libvirt is asked whether the job is still alive.
@@ -25,7 +25,8 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
     }
     const ran = await finished(run);
     expectExit(ran, 0);
-    expect(ran.json()).toMatchObject({ warnings: [], disks: [{ parent: full.id, dirtyBytes: 2 * MiB }, {}] });
+    const point = ofCalmLibvirt(ran.json() as BackupJson);
+    expect(point).toMatchObject({ warnings: [], disks: [{ parent: full.id, dirtyBytes: 2 * MiB }, {}] });
     await guest.expectNothingLeft();
     const next = await guest.take();
     expect(next.disks[0]).toMatchObject({ mode: "incremental", dirtyBytes: 0 });
@@ -35,7 +36,7 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
   it("is told of its job's end, too", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 64 * MiB, vdb: MiB } });
     await guest.lab.write("vda", 0, 64 * MiB, 0x11);
-    const run = await guest.startSlowly();
+    const run = await guest.startSlowly("--connections", "1");
     {
       await using _ = await stopLibvirtd();
       await sleep(500);
@@ -45,11 +46,11 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
     await virsh("domjobabort", guest.lab.domain);
     const ended = performance.now();
     const ran = await finished(run);
-    // At 1 MiB/s the disk would take a minute.
-    expect(performance.now() - ended).toBeLessThan(20_000);
+    // The disk would take four minutes.
+    expect(performance.now() - ended).toBeLessThan(120_000);
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED" } }]);
     await guest.expectNothingLeft();
-  }, 240_000);
+  }, 480_000);
 });
 
 // Until libvirt hears of it, the exports are served on, but they are not frozen any more.
@@ -87,7 +88,7 @@ await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy 
       const partial = (await of.beside()).find((name) => name.endsWith(".partial")) ?? "";
       return (await stat(join(home, partial, "vda.journal")).catch(() => ({ size: 0 }))).size;
     };
-    await expect.poll(journal, { timeout: 60_000 }).toBeGreaterThan(1024);
+    await expect.poll(journal).toBeGreaterThan(1024);
     run.kill("SIGKILL");
     await run.ended;
     await rm(join(home, ".lock"), { recursive: true });
@@ -95,25 +96,32 @@ await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy 
 
   it("makes no point, nor does one that is attached to; what was killed is begun anew", async () => {
     await using _ = await attached.lab.beginBackup();
-    await killLater(killed, startNbdpull(killed.arguments("--limit-rate", "16M")));
-    await stallEvents(other, 14_000);
+    await killLater(killed, startNbdpull(killed.arguments("--limit-rate", "4M")));
+    const stall = await stallEvents(other);
     const args = ["attach", attached.lab.domain, "--to", attached.repo, "--json"];
-    const slowly = ["--limit-rate", "1M", "--request-size", "64K"];
+    // QEMU 7.2.22 hangs if a job is ended while a client connects: a disk with an image has its one connection.
+    const slowly = ["--limit-rate", "512K", "--request-size", "64K", "--connections", "1"];
     const attaching = startNbdpull([...args, ...slowly]);
-    const run = await guest.startSlowly();
-    const stored = expect.stringMatching(/^\.?vda\./);
-    await expect.poll(() => attached.inPartial(), { timeout: 30_000 }).toContainEqual(stored);
+    const run = await guest.startSlowly(...slowly);
+    for (const disk of LAB_DISKS) {
+      const stored = expect.stringMatching(new RegExp(`^\\.?${disk}\\.`));
+      await expect.poll(() => attached.inPartial()).toContainEqual(stored);
+    }
     for (const { lab } of [guest, attached, killed]) {
       await virsh("domjobabort", lab.domain);
       await lab.write("vda", 0, 4 * MiB, 0x77);
     }
     const anew = killed.take();
-    await Promise.all([expectRefused(guest, run), expectRefused(attached, attaching), anew]);
+    await Promise.all([expectRefused(guest, run), expectRefused(attached, attaching)]);
+    // It is cleared away once it is known to be no good.
+    await expect.poll(() => killed.beside()).not.toContainEqual(expect.stringMatching(/\.partial$/));
+    await stall[Symbol.asyncDispose]();
+    await anew;
     expect(await anew).toMatchObject({
       resumed: null,
       warnings: [expect.stringContaining("QEMU has ended its job")],
     });
     for (const each of [guest, killed]) await each.expectNothingLeft();
     await killed.expectPoint((await anew).id, await killed.copyNow());
-  }, 180_000);
+  }, 480_000);
 });

@@ -1,6 +1,6 @@
 /** Disks of a domain that are not those that their bitmaps are thought to belong to. One domain's story. */
 
-import { chmod, copyFile, open } from "node:fs/promises";
+import { chmod, copyFile, open, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -136,6 +136,12 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
     await guest.expectPoint(point.id, copies);
   }, 480_000);
 
+  /** Connections to the sockets in the folder for scratch files. */
+  async function connections(): Promise<number> {
+    const sockets = (await readFile("/proc/net/unix", "utf8")).split("\n");
+    return sockets.filter((line) => line.includes(`${guest.scratch}/`) && / 0001 03 /.test(line)).length;
+  }
+
   it("compares the living disks with their chain, and leaves nothing but what was there", async () => {
     const { lab } = guest;
     const live = ["verify", guest.repo, "--live", lab.domain, "--scratch", guest.scratch];
@@ -185,18 +191,19 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
     expect(await guest.checkpoints()).toEqual(checkpoints);
     // Interrupted, it leaves nothing either.
     const slow = startNbdpull([...live, "--limit-rate", "1M"]);
-    await expect.poll(() => virsh("domjobinfo", lab.domain), { timeout: 60_000 }).toContain("Backup");
+    await expect.poll(() => virsh("domjobinfo", lab.domain)).toContain("Backup");
     slow.kill("SIGINT");
     expectExit(await finished(slow), 130);
     await guest.expectNothingLeft();
-    // At 1 MiB/s the comparison takes a minute.
-    const ended = startNbdpull([...live, "--limit-rate", "1M", "--json"]);
-    await expect.poll(() => virsh("domjobinfo", lab.domain), { timeout: 60_000 }).toContain("Backup");
+    // At this rate the comparison takes four minutes.
+    const ended = startNbdpull([...live, "--limit-rate", "256K", "--json"]);
+    // QEMU 7.2.22 hangs if a job is ended while a client is in its handshake, which takes milliseconds.
+    await expect.poll(connections).toBeGreaterThanOrEqual(2);
     await sleep(1500);
     const began = performance.now();
     await virsh("domjobabort", lab.domain);
     const ran = await finished(ended);
-    expect(performance.now() - began).toBeLessThan(20_000);
+    expect(performance.now() - began).toBeLessThan(120_000);
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED" } }]);
     await guest.expectNothingLeft();
     expectExit(await nbdpull("verify", guest.repo, lab.domain, "--scratch", guest.scratch), 2);

@@ -12,7 +12,7 @@ await describeWithLibvirt("nbdpull repair --from-domain", () => {
   let guest: BackupLab;
   beforeAll(async () => {
     guest = await BackupLab.start();
-  }, 120_000);
+  });
   afterAll(async () => {
     await guest[Symbol.asyncDispose]();
   });

@@ -225,7 +225,7 @@ await describeWithLibvirt("restore --define", () => {
     expect(ran.stderr).toMatch(/vcpu.*Nothing was restored\. Use --xml FILE/);
     expect(await readdir(folder)).not.toContain("restored");
     expect(await trials()).toEqual([]);
-    expect(await virsh("list", "--all", "--name")).not.toContain("-odd");
+    expect(await virsh("list", "--all", "--name")).not.toContain(`${lab.domain}-odd`);
   });
 
   it("clears a trial away that a killed restore left defined, and nothing that is only called so", async () => {

@@ -8,7 +8,7 @@ import { finished, type Ran, type Running, startNbdpull } from "../support/nbdpu
 import { SshHost } from "../support/ssh-host.js";
 
 const MiB = 1024 * 1024;
-const SLOWLY = ["--limit-rate", "1M", "--request-size", "64K"] as const;
+const SLOWLY = ["--limit-rate", "256K", "--request-size", "64K"] as const;
 
 /** The guest writes repeatedly until `run` has ended; throws if one of its writes fails. */
 async function writeUntilEnd({ lab }: BackupLab, run: Running): Promise<Ran> {
@@ -90,7 +90,7 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     const refused = await guest.run("--connect", host.uri, "--scratch-reserve", "25M");
     expectExit(refused, 4);
     expect(refused.json()).toMatchObject({ error: { code: "E_SCRATCH_FULL" } });
-  }, 240_000);
+  }, 480_000);
 
   it("sees no write fail with scratch images on devices, of which QEMU tells", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } });
@@ -108,5 +108,5 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     expect(ran.json()).toMatchObject({
       error: { code: "E_SCRATCH_FULL", folder: device.path, message: expect.stringContaining(device.path) },
     });
-  }, 240_000);
+  }, 480_000);
 });

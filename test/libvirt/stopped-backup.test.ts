@@ -85,7 +85,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     const copies = await copyImages(guest);
     {
       const run = await guest.startSlowly();
-      expect(await servers(guest)).toHaveLength(2);
+      await expect.poll(() => servers(guest)).toHaveLength(2);
       await expect(virsh("start", lab.domain)).rejects.toThrow(/lock/);
       const second = await guest.run();
       expectExit(second, 4);
@@ -96,7 +96,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     }
     {
       // A write despite QEMU's lock, as is possible on a file system without locks.
-      const run = await guest.startSlowly("--include", "vdb");
+      const run = await guest.startSlowly("--include", "vdb", "--limit-rate", "1M");
       await using image = await open(lab.image("vdb"), "r+");
       await image.write(Buffer.alloc(512, 0x43), 0, 512, 40 * MiB);
       const ran = await finished(run);
@@ -109,7 +109,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
       const run = await guest.startSlowly();
       run.kill("SIGKILL");
       await run.ended;
-      await expect.poll(() => servers(guest), { timeout: 10_000 }).toEqual([]);
+      await expect.poll(() => servers(guest)).toEqual([]);
       expect(await readdir(guest.scratch)).toHaveLength(1);
     }
     expect(await guest.points()).toEqual([]);

@@ -10,6 +10,19 @@ import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
 
+/** What Linux says of each qemu-nbd of a group. Those of other tests come and go. */
+async function statusOfServers(gid: number): Promise<string[]> {
+  const { stdout } = await execa("pgrep", ["-x", "qemu-nbd"]);
+  const all = stdout.split("\n").map(async (pid) => {
+    const isOurs = await stat(`/proc/${pid}`).then(
+      (process) => process.gid === gid,
+      () => false,
+    );
+    return isOurs ? [await readFile(`/proc/${pid}/status`, "utf8")] : [];
+  });
+  return (await Promise.all(all)).flat();
+}
+
 await describeWithLibvirt("the images of a domain that is off, where QEMU is not root", () => {
   it("are backed up though only root may read them, by processes that are not root's", async () => {
     await using guest = await BackupLab.start({ unprivileged: true, formats: { vdb: "raw" } });
@@ -27,12 +40,8 @@ await describeWithLibvirt("the images of a domain that is off, where QEMU is not
       await chmod(lab.image(disk), 0o600);
     }
     const run = await guest.startSlowly();
-    const { stdout } = await execa("pgrep", ["-x", "qemu-nbd"]);
-    const all = stdout.split("\n");
-    const groups = await Promise.all(all.map(async (pid) => (await stat(`/proc/${pid}`)).gid));
     const { gid } = await stat(join(guest.scratch, (await readdir(guest.scratch))[0] ?? "", "qemu"));
-    const ours = all.filter((_, index) => groups[index] === gid);
-    const seen = await Promise.all(ours.map((pid) => readFile(`/proc/${pid}/status`, "utf8")));
+    const seen = await statusOfServers(gid);
     // vda's bytes and vdb's are read by root without capabilities; vda's header by QEMU's user.
     const uids = seen.map((status) => Number(/^Uid:\s+(\d+)/m.exec(status)?.[1]));
     expect(uids.filter((uid) => uid === 0)).toHaveLength(2);

@@ -119,7 +119,7 @@ await describeWithLibvirt("libvirt", () => {
     expect(shown.json()).toContainEqual(
       expect.objectContaining({ check: "libvirt", cause: expect.stringContaining("localhost") }),
     );
-  }, 120_000);
+  });
 
   it("is reached by ssh through virt-ssh-helper, or through nc where there is none", async () => {
     await using host = await SshHost.start();
@@ -143,7 +143,7 @@ await describeWithLibvirt("libvirt", () => {
       message: expect.stringContaining("can't be reached by ssh"),
     });
     await expect(answerOf("qemu+ssh://x/system?command=/no/ssh")).rejects.toMatchObject({ code: "E_NO_SSH" });
-  }, 60_000);
+  });
 
   it("does not let in who may not use its socket, and says what would help", async () => {
     await using folder = await makeFolder();
@@ -191,7 +191,7 @@ await describeWithLibvirt("libvirt", () => {
     expect(await as(nobody, env, undefined)).toEqual(VERSIONS);
     expect(await as(nobody, env, "mine")).toEqual(VERSIONS);
     expect(await as(nobody, { ...env, LIBVIRT_DEFAULT_URI: "mine" }, undefined)).toEqual(VERSIONS);
-  }, 60_000);
+  });
 
   it.skipIf(!existsSync(POLKITD))(
     "asks polkit, which lets root in and nobody else without an agent",
@@ -211,7 +211,6 @@ await describeWithLibvirt("libvirt", () => {
         message: expect.stringMatching(/polkit.*group libvirt.*sudo.*qemu:\/\/\/session/s),
       });
     },
-    60_000,
   );
 
   it("takes no process of another program, for a backup, doctor and attach", async () => {
@@ -230,5 +229,5 @@ await describeWithLibvirt("libvirt", () => {
     // `touch` tries whether QEMU can write in the scratch folder; the others are QEMU's tools, and what
     // bounds them.
     expect([...started].sort()).toEqual(["prlimit", "qemu-img", "qemu-nbd", "touch"]);
-  }, 120_000);
+  });
 });
