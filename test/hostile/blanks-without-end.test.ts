@@ -14,6 +14,7 @@ import { decodeError } from "../../src/backup/libvirt/rpc/errors.js";
 import { DOMAIN_FSFREEZE } from "../../src/backup/libvirt/rpc/procedures.js";
 import { XdrReader } from "../../src/backup/libvirt/rpc/xdr.js";
 import { formatTree, parseTree } from "../../src/backup/libvirt/xml-tree.js";
+import { processorMs } from "../support/processor-time.js";
 import { refusal } from "../support/scripted-libvirt.js";
 
 const MIB = 1024 * 1024;
@@ -68,9 +69,9 @@ const READERS: readonly (readonly [string, (text: string) => unknown])[] = [
 describe("a mebibyte of blanks", () => {
   it.each(READERS)("is read in a moment as %s", (_, read) => {
     for (const [form, text] of FORMS) {
-      const begun = performance.now();
+      const begun = processorMs();
       read(text);
-      expect(performance.now() - begun, form).toBeLessThan(MOST_MS);
+      expect(processorMs() - begun, form).toBeLessThan(MOST_MS);
     }
   });
 

@@ -15,7 +15,8 @@ describe("an NVRAM without end", () => {
       kept: ["definition"],
       reasons: [expect.stringMatching(/^it has 966367641600 bytes/)],
     });
-    expect(performance.now() - started).toBeLessThan(5000);
+    // To read it would take minutes.
+    expect(performance.now() - started).toBeLessThan(60_000);
   });
 
   it("stays sparse in the point if it is sparse", async () => {

@@ -54,7 +54,8 @@ describe("a server that dawdles", () => {
       message: expect.stringContaining("10000 bytes a second"),
     });
     expect(Date.now() - before).toBeGreaterThanOrEqual(295);
-    expect(Date.now() - before).toBeLessThan(3000);
+    // The whole read would take twenty minutes.
+    expect(Date.now() - before).toBeLessThan(60_000);
   });
 
   it("is not given up if it keeps just above the rate", async () => {
@@ -114,7 +115,8 @@ describe("a server that dawdles", () => {
       code: "NBD_MAP_TIMEOUT",
       message: expect.stringContaining("offset"),
     });
-    expect(Date.now() - before).toBeLessThan(5000);
+    // It would be for ever.
+    expect(Date.now() - before).toBeLessThan(60_000);
   });
 
   it("is not blamed for a map that waits behind data of a slow line", async () => {

@@ -1,7 +1,6 @@
 /** Attach by a job's XML alone, with the built-in server in place of QEMU. It needs no libvirt. */
 import { mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { listensOn, startServer } from "../nbd/servers.js";
@@ -265,9 +264,7 @@ describe("an interrupted attach", () => {
       "--request-size",
       "64K",
     ]);
-    for (let i = 0; i < 1000 && !(await stored()).some((name) => name.endsWith(".partial")); i += 1)
-      await sleep(5);
-    expect(await stored()).toContainEqual(expect.stringMatching(/\.partial$/));
+    await expect.poll(stored).toContainEqual(expect.stringMatching(/\.partial$/));
     run.kill("SIGINT");
     expect((await finished(run)).code).toBe(130);
     expect(await readdir(repo())).toEqual(["nbdpull.json"]);

@@ -34,7 +34,7 @@ async function expectPrompt(run: Running, ready: Promise<void>): Promise<void> {
   const ran = await finished(run);
   expect(ran.code).toBe(130);
   expect(ran.stderr).toContain("SIGINT");
-  expect(performance.now() - started).toBeLessThan(5000);
+  expect(performance.now() - started).toBeLessThan(15_000);
 }
 
 describe("Ctrl-C", () => {

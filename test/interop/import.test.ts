@@ -184,7 +184,7 @@ describe("import", () => {
   it("leaves no point when it is killed or interrupted, and works the next time", async () => {
     const image = lab.at("disk.raw");
     const file = await open(image, "w");
-    await file.write(Buffer.alloc(MiB, 3), 0, MiB, 0);
+    await file.write(Buffer.alloc(16 * MiB, 3), 0, 16 * MiB, 0);
     await file.truncate(64 * MiB);
     await file.close();
     for (const signal of ["SIGINT", "SIGKILL"] as const) {

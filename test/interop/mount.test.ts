@@ -61,9 +61,7 @@ async function mounting(...args: readonly string[]): Promise<Running> {
   void run.ended.then((ran) => {
     ended = ran;
   });
-  await expect
-    .poll(async () => ended ?? (await mounts()).length, { timeout: 20_000, interval: 20 })
-    .toBeGreaterThan(0);
+  await expect.poll(async () => ended ?? (await mounts()).length, { interval: 20 }).toBeGreaterThan(0);
   return run;
 }
 
@@ -125,7 +123,7 @@ describeWithFuse("nbdpull mount", () => {
       [["--disk", "vdb"], ["vdb"]],
     ] as const) {
       const run = startNbdpull(["mount", two.repository.path, "guest", at(), ...args]);
-      await expect.poll(async () => (await mounts()).length, { timeout: 20_000 }).toBe(names.length);
+      await expect.poll(async () => (await mounts()).length).toBe(names.length);
       for (const name of names) {
         expect((await readFile(join(at(), name))).equals(Buffer.from(two.disk.read(0, 4 * MiB)))).toBe(true);
       }
@@ -146,7 +144,7 @@ describeWithFuse("nbdpull mount", () => {
     await using image = await open(path, "r+");
     await image.write("X", (await readFile(path)).indexOf(Buffer.alloc(512, 7)) + 100);
     const run = startNbdpull(["mount", damaged.repository.path, MemoryChain.domain, at()]);
-    await expect.poll(async () => (await mounts()).length, { timeout: 20_000 }).toBe(1);
+    await expect.poll(async () => (await mounts()).length).toBe(1);
     await expect(readFile(join(at(), "vda"))).rejects.toMatchObject({ code: "EIO" });
     expect(await debugfs(join(at(), "vda"), "cat lost.txt")).toBe(SECRET);
     run.kill("SIGINT");
@@ -257,7 +255,7 @@ describeWithFuse("nbdpull mount --files", () => {
       await killed.ended;
       // guestfish has ended by itself, and removed what it had elsewhere.
       await expect.poll(mounts).toEqual([]);
-      await expect.poll(libguestfs, { timeout: 20_000 }).toEqual(before);
+      await expect.poll(libguestfs).toEqual(before);
       expect((await readdir(at())).sort()).toEqual([".nbdpull-guestfs", ".nbdpull-mount.sock", "files"]);
       const again = await shown();
       // As systemd ends a unit: all of its processes at once.

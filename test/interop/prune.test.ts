@@ -274,7 +274,8 @@ describeWith(["qemu-img"], "prune", () => {
       await cp(original, copy, { recursive: true });
       const dying = execa("node", [DYING, copy, DOMAIN, "3", "-1"], { reject: false });
       const begun = async (): Promise<boolean> => (await readdir(join(copy, DOMAIN))).includes(".prune");
-      await expect.poll(begun, { interval: 5 }).toBe(true);
+      const ended = dying.then(() => true);
+      while (!(await begun()) && !(await Promise.race([ended, sleep(5, false)])));
       await sleep(round * 25);
       dying.kill("SIGKILL");
       await dying;

@@ -112,16 +112,12 @@ describeWith(["nbdkit"], "a pull that fails half-way", () => {
       server.kill("SIGKILL");
       await server;
     };
-    for (let i = 0; i < 400; i += 1) {
-      if ((await readdir(folder)).includes("nbdkit.sock")) break;
-      await sleep(10);
-    }
+    await expect.poll(() => readdir(folder)).toContain("nbdkit.sock");
     return { uri: `nbd+unix:///?socket=${socket}`, kill };
   }
 
   async function untilTemporary(): Promise<void> {
-    for (let i = 0; i < 1000 && (await leftBehind()).length === 0; i += 1) await sleep(5);
-    expect(await leftBehind()).toHaveLength(1);
+    await expect.poll(leftBehind).toHaveLength(1);
   }
 
   it("exits with 1 and leaves nothing when the server dies", async () => {

@@ -196,11 +196,11 @@ describe("a reader of standard output", () => {
     };
     for (const upTo of [1, 40 * MiB, 100 * MiB]) {
       await take(upTo);
-      await sleep(250);
-      const ahead = read() - position;
-      await sleep(250);
-      expect(read() - position).toBe(ahead);
-      expect(ahead).toBeLessThan(24 * MiB);
+      // It stands still once it is so far ahead, and never gets further.
+      for (let last = -1; last !== read(); await sleep(400)) {
+        last = read();
+        expect(last - position).toBeLessThan(24 * MiB);
+      }
       const status = await readFile(`/proc/${child.pid}/status`, "utf8");
       expect(Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1])).toBeLessThan(200 * 1024);
     }
@@ -243,7 +243,8 @@ describe("a reader of standard output", () => {
     const started = performance.now();
     child.kill(signal);
     await once(child, "exit");
-    expect(performance.now() - started).toBeLessThan(3000);
+    // It would be for ever.
+    expect(performance.now() - started).toBeLessThan(60_000);
     child.stdout.destroy();
     const { code, stderr } = await ended;
     expect([code, stderr]).toEqual([

@@ -40,7 +40,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
       chain.disk.write(round * 3 * MiB, Buffer.alloc(MiB, `more of ${round}`));
       await chain.take({ digests: "sha256", granularity: 4096 });
     }
-  }, 60_000);
+  });
   afterAll(async () => {
     restoreEnvironment(before);
     await chain?.[Symbol.asyncDispose]();

@@ -56,7 +56,7 @@ describeWith(
       folder = await mkdtemp(join(tmpdir(), "nbdpull-merged-"));
       Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
       chain = await newChain(`s3://${BUCKET}/chain`);
-    }, 60_000);
+    });
     afterAll(async () => {
       restoreEnvironment(before);
       await chain?.[Symbol.asyncDispose]();

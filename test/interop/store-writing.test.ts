@@ -160,7 +160,7 @@ describeWith(
           return parts >= 2 && url.includes("partNumber") ? "never answer" : undefined;
         };
         const copying = startNbdpull(["copy", chain.repository.path, address]);
-        await expect.poll(() => parts, { timeout: 30_000 }).toBeGreaterThan(1);
+        await expect.poll(() => parts).toBeGreaterThan(1);
         copying.kill("SIGKILL");
         await copying.ended;
         line.fault = () => undefined;
@@ -171,10 +171,8 @@ describeWith(
         expect(await nbdpull("points", address)).toMatchObject({ code: 0, stdout: "no restore points yet" });
         const foreign = `killed/${NAME}/20200101T000000.000Z/vda.qcow2`;
         await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: foreign, Body: "being copied there" }));
-        const began = performance.now();
+        // The lease of a process of this host that was killed is not waited for: that would end before the lease.
         expect(statesOf(await copy(address))).toEqual(["copied", "copied", "copied"]);
-        // The lease of a process of this host that was killed is not waited for.
-        expect(performance.now() - began).toBeLessThan(30_000);
         // Nothing is removed that no run of ours has begun.
         expect(await isLeft("killed")).toEqual([foreign]);
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
@@ -225,7 +223,7 @@ describeWith(
         let deleted = 0;
         line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
         const pruning = startNbdpull(["prune", address, "--keep-last", "2"]);
-        await expect.poll(() => deleted, { timeout: 30_000 }).toBeGreaterThan(2);
+        await expect.poll(() => deleted).toBeGreaterThan(2);
         pruning.kill("SIGKILL");
         await pruning.ended;
         line.fault = () => undefined;

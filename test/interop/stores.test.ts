@@ -192,11 +192,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     let silent = 0;
     line.fault = ({ url }) => (url.includes("vda.qcow2") && ++silent > 2 ? "never answer" : undefined);
     const verifying = startNbdpull(["verify", address]);
-    await expect.poll(() => silent, { timeout: 20_000 }).toBeGreaterThan(2);
+    await expect.poll(() => silent).toBeGreaterThan(2);
     const began = performance.now();
     verifying.kill("SIGTERM");
     expect(await verifying.ended).toMatchObject({ code: 143 });
-    expect(performance.now() - began).toBeLessThan(10_000);
+    // An answer is waited for twice as long.
+    expect(performance.now() - began).toBeLessThan(30_000);
   });
 
   it("has no damage where the store refuses to show a manifest", async () => {
@@ -275,7 +276,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const bytes = Buffer.alloc(64 * 1024);
     const failed = await Promise.allSettled([0, 6 * MiB].map((at) => reader.read(at, bytes)));
     expect(failed.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
-    expect(serving.stderr().match(/cannot be read at guest offset/g)).toHaveLength(1);
+    const told = (): unknown => serving.stderr().match(/cannot be read at guest offset/g);
+    await expect.poll(told).toHaveLength(1);
     line.fault = () => undefined;
     await reader.read(0, bytes);
     const compare = ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())];
@@ -291,7 +293,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       const file = join(at, "vda");
       // Before the disk covers it, an empty file is there.
       const mounts = (): Promise<string> => readFile("/proc/self/mounts", "utf8");
-      await expect.poll(mounts, { timeout: 20_000, interval: 50 }).toContain(` ${file} `);
+      await expect.poll(mounts, { interval: 50 }).toContain(` ${file} `);
       const raw = ["-f", "raw", "-F", "raw"];
       await execa("qemu-img", ["compare", ...raw, file, await expected(newest())]);
       expect(await nbdpull("unmount", at)).toMatchObject({ code: 0 });
@@ -432,7 +434,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       return "never answer";
     };
     const killed = startNbdpull(["forget", address, MemoryChain.domain, "--force"]);
-    await expect.poll(() => deleted, { timeout: 30_000 }).toBeGreaterThan(0);
+    await expect.poll(() => deleted).toBeGreaterThan(0);
     killed.kill("SIGKILL");
     await killed.ended;
     line.fault = () => undefined;

@@ -23,7 +23,7 @@ async function slowJob(folder: Folder): Promise<AsyncDisposable & { readonly xml
     "--filter=rate",
     "file",
     `dir=${disks}`,
-    "connection-rate=44M",
+    "connection-rate=26M",
     "burstiness=0.01",
   );
   const list = ["vda", "vdb"].map(
@@ -66,6 +66,8 @@ describeWith(["tmux", "nbdkit"], "the display", () => {
       await terminal.resize(columns);
     }
     await expect.poll(() => terminal.rows()).toContainEqual("exit 0");
+    // The shell's prompt comes after that.
+    await expect.poll(async () => (await terminal.lines()).at(-1)).toMatch(/^\$ ?$/);
     const lines = await terminal.lines();
     // The result is where the display was, and the warning before it is whole, though it is longer than a
     // narrow row.
