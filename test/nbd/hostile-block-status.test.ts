@@ -150,6 +150,6 @@ describe("a reader that stops reading the block status early", () => {
     expect(target.equals(pattern(512, 512))).toBe(true);
     const before = Date.now();
     await client.close();
-    expect(Date.now() - before).toBeLessThan(500);
+    expect(Date.now() - before).toBeLessThan(20_000);
   });
 });

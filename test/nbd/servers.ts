@@ -36,7 +36,7 @@ export async function startServer(
     server.kill(signal);
     await server;
   };
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 120_000;
   while (!(await listens())) {
     if (server.exitCode !== null || Date.now() > deadline) {
       await end("SIGKILL");

@@ -134,10 +134,14 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     const options = { to: { kind: "unix", path: there }, socket: here, note } as const;
     const stays = new AbortController().signal;
     try {
+      {
+        await using living = await LastingForward.open(ssh, options);
+        const kept = await greetingOf(here);
+        await living.restore(stays);
+        expect(kept.destroyed).toBe(false);
+        kept.destroy();
+      }
       await using forward = await LastingForward.open(ssh, options, 300);
-      const kept = await greetingOf(here);
-      await forward.restore(stays);
-      expect(kept.destroyed).toBe(false);
       for (const whose of ["ssh", "sshd"]) {
         const sshd = Number((await readFile(note, "utf8")).split(" ")[0]);
         const [client = 0] = await pidsOf(`-L${NUL}${here}:${there}`);
@@ -146,7 +150,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
         (await greetingOf(here)).destroy();
         // Neither end of the old one is left.
         expect(await pidsOf(`-L${NUL}${here}:${there}`)).not.toContain(client);
-        expect(() => process.kill(sshd, 0)).toThrow("ESRCH");
+        await expect.poll(() => isThere(sshd)).toBe(false);
       }
     } finally {
       for (const socket of sockets) socket.destroy();
@@ -189,7 +193,8 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
       expect(await Promise.all([far.run("echo well", {}), lost])).toEqual(["well", expect.anything()]);
       await forward.close();
       await expect.poll(helpers).toEqual([]);
-      expect(performance.now() - began).toBeLessThan(10_000);
+      // The helper would stay for a minute.
+      expect(performance.now() - began).toBeLessThan(50_000);
     } finally {
       for (const pid of await helpers()) process.kill(pid, "SIGKILL");
       for (const socket of sockets) socket.destroy();
@@ -228,10 +233,15 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
 
       // One that has ended is not waited for, though nobody collects its exit code.
       await using left = await ZombieProcess.start();
-      await writeFile(note, `${left.pid} ${left.start} ${left.boot}\n`);
-      const began = performance.now();
-      await sever(ssh, note);
-      expect(performance.now() - began).toBeLessThan(1_800);
+      let least = Number.POSITIVE_INFINITY;
+      for (let turn = 0; turn < 4 && least > 1800; turn += 1) {
+        await writeFile(note, `${left.pid} ${left.start} ${left.boot}\n`);
+        const began = performance.now();
+        await sever(ssh, note);
+        least = Math.min(least, performance.now() - began);
+      }
+      // One that is waited for is waited for two seconds each time.
+      expect(least).toBeLessThan(1800);
     } finally {
       server.close();
       await rm(plain, { recursive: true });
@@ -257,6 +267,15 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
 });
 
 const NUL = "\0";
+
+function isThere(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** The processes that have this in their arguments, each of which ends with a zero byte. */
 async function pidsOf(words: string): Promise<number[]> {

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
+import { processorMs } from "../../support/processor-time.js";
 import { BLOCK_SCRATCH, FULL, FULL_WITH_BITMAP_NAME, INCREMENTAL, MIXED } from "./dumps.js";
 
 const SOCKET = "<server transport='unix' socket='/s'/>";
@@ -230,8 +231,8 @@ describe("hostile XML is refused:", () => {
     ["elements nested without end", job("<a>".repeat(100_000) + "</a>".repeat(100_000))],
     ["more than any job needs", job("<disk name='vda'/>", SOCKET + " ".repeat(5_000_000))],
   ])("%s", (_, xml) => {
-    const before = performance.now();
+    const before = processorMs();
     expect(errorOf(xml).code).toBe("E_BACKUP_XML");
-    expect(performance.now() - before).toBeLessThan(2000);
+    expect(processorMs() - before).toBeLessThan(3000);
   });
 });

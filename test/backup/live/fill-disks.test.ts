@@ -71,7 +71,7 @@ it("has QEMU fill a disk of which somebody has made a snapshot, and ends a copy 
   } as unknown as DomainRun;
   await fillDisks({
     ...{ run, name: "web", socket: "/none", rate: undefined, onEvent: () => undefined },
-    signal: AbortSignal.timeout(10_000),
+    signal: AbortSignal.timeout(120_000),
     disks: [{ disk: "vda", image: "/vda.live.qcow2" }],
     wholes: {
       ...STEADY,
@@ -114,7 +114,7 @@ it("switches no guest to a path that leads to another file by now, and settles o
   const events: FillEvent[] = [];
   let refusals = 1;
   await fillDisks({
-    ...{ run, name: "web", socket: "/none", rate: undefined, signal: AbortSignal.timeout(10_000) },
+    ...{ run, name: "web", socket: "/none", rate: undefined, signal: AbortSignal.timeout(120_000) },
     onEvent: (event) => void events.push(event),
     disks: ["vdb", "vda", "vdc"].map((disk) => ({ disk, image: `/${disk}.live.qcow2` })),
     wholes: {
@@ -142,7 +142,7 @@ it("copies into whole images once they are made, switches only to those, and has
   const others = ["/other.qcow2", "/other.qcow2"];
   const alone = new Set<string>();
   const asked: string[] = [];
-  const end = AbortSignal.timeout(10_000);
+  const end = AbortSignal.timeout(120_000);
   let ring = (): void => undefined;
   // Only what is asked of it. No libvirt refuses a copy at will.
   const run = {

@@ -101,7 +101,7 @@ it.each<[string, (asked: Asked) => Answer, RegExp]>([
     /the command did not end in time/,
   ],
 ])("tells of an agent that %s, within its time, and begins nothing twice", async (_what, agent, reason) => {
-  const found = await running(agent, 700);
+  const found = await running(agent, 2000);
   expect(found.reason).toMatch(reason);
   expect(found.asked.filter(({ execute }) => execute === "guest-exec").length).toBeLessThan(2);
 });

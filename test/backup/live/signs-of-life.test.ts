@@ -152,12 +152,13 @@ it("waits no longer for many addresses where nothing answers than for one", asyn
   const worker = new Worker(script, { eval: true });
   try {
     const port = await new Promise<number>((resolve) => worker.once("message", resolve));
-    const where = { host: "127.0.0.1", port, timeoutMs: 100, signal: undefined };
+    const where = { host: "127.0.0.1", port, timeoutMs: 1000, signal: undefined };
     while (await canConnect(where));
     const began = performance.now();
     const tried = await trying(port, { leased: loopback(16), bridge: "lo", withinMs: 100 });
     expect(tried).toMatch(/nothing took connections/);
-    expect(performance.now() - began).toBeLessThan(4000);
+    // One after the other they would take more than a minute.
+    expect(performance.now() - began).toBeLessThan(40_000);
   } finally {
     await worker.terminate();
   }

@@ -8,6 +8,7 @@ import { DamageError } from "../../../src/backup/base/errors.js";
 import type { ClusterRun, Geometry } from "../../../src/backup/image/image.js";
 import { Qcow2Reader } from "../../../src/backup/qcow2/reader.js";
 import { Qcow2Writer } from "../../../src/backup/qcow2/writer.js";
+import { processorMs } from "../../support/processor-time.js";
 import { qemuImg, qemuIo } from "../../support/qemu-nbd.js";
 import { describeWith } from "../../support/tools.js";
 import {
@@ -369,11 +370,11 @@ describe("Qcow2Reader on damaged images", () => {
         const bytes = Buffer.from(sound);
         for (const [offset, byte] of changes) bytes[offset] = byte;
         await writeFile(at("disk"), bytes);
-        const before = performance.now();
+        const before = processorMs();
         await readAllRuns(at("disk")).catch((error: unknown) => {
           expect(error).toMatchObject({ code: expect.stringMatching(/^E_/) as string });
         });
-        expect(performance.now() - before).toBeLessThan(1000);
+        expect(processorMs() - before).toBeLessThan(2000);
       }),
       { numRuns: 400 },
     );

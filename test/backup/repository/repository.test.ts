@@ -198,10 +198,10 @@ describe("the lock of a domain", () => {
     const started = performance.now();
     const work = chain.repository.withPendingPoint(DOMAIN, async ({ signal }) => {
       await rm(join(domainFolder(), ".lock"), { recursive: true });
-      await sleep(20_000, undefined, { signal }).catch(() => signal.throwIfAborted());
+      await sleep(300_000, undefined, { signal }).catch(() => signal.throwIfAborted());
     });
     await expect(work).rejects.toMatchObject({ code: "E_LOCK_LOST" });
-    expect(performance.now() - started).toBeLessThan(10_000);
+    expect(performance.now() - started).toBeLessThan(200_000);
     expect(await chain.repository.pointIds(DOMAIN)).toEqual([]);
   });
 

@@ -7,6 +7,11 @@ import { describeWith } from "../../support/tools.js";
 import { TwoWriters } from "../../support/two-writers.js";
 
 const TERM = 1_500;
+/**
+ * A lease is lost when the store or this process stands still for a second, which is right: on a busy machine a test of
+ * its times may be tried again.
+ */
+const TIMED = { retry: 3 };
 const KEY = "lease/vm/.lease";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
@@ -31,14 +36,15 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
   const options = { of: "vm", waitMs: 0, termMs: TERM, abilities };
 
   it("is one process's, and another's after it was given back", async () => {
-    const taken = await Promise.allSettled([1, 2, 3, 4].map(() => takeLease(other, KEY, options)));
+    const long = { ...options, termMs: 10 * TERM };
+    const taken = await Promise.allSettled([1, 2, 3, 4].map(() => takeLease(other, KEY, long)));
     const held = taken.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
     expect(held).toHaveLength(1);
-    await expect(takeLease(mine, KEY, options)).rejects.toMatchObject({
+    await expect(takeLease(mine, KEY, long)).rejects.toMatchObject({
       name: "PreconditionError",
       code: "E_LOCKED",
     });
-    await expect(takeLease(mine, KEY, options)).rejects.toThrow(`process ${process.pid}`);
+    await expect(takeLease(mine, KEY, long)).rejects.toThrow(`process ${process.pid}`);
     held[0]?.assertHeld();
     await held[0]?.release();
     expect(await other.find(KEY)).toBeUndefined();
@@ -46,7 +52,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await next.release();
   });
 
-  it("stays its holder's for longer than a term, while others wait", async () => {
+  it("stays its holder's for longer than a term, while others wait", TIMED, async () => {
     const held = await takeLease(mine, KEY, options);
     await expect(takeLease(other, KEY, { ...options, waitMs: 2 * TERM })).rejects.toMatchObject({
       code: "E_LOCKED",
@@ -56,7 +62,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await held.release();
   });
 
-  it("is taken from a holder that is cut off from the store, who learns of it first", async () => {
+  it("is taken from a holder that is cut off from the store, who learns of it first", TIMED, async () => {
     const held = await takeLease(mine, KEY, options);
     line.fault = () => "never answer";
     const cutOff = performance.now();
@@ -78,7 +84,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await next.release();
   });
 
-  it("is asked for in the store too, for a host that has slept", async () => {
+  it("is asked for in the store too, for a host that has slept", TIMED, async () => {
     const held = await takeLease(mine, KEY, options);
     await held.confirm();
     await other.put(KEY, Buffer.from("another"));
@@ -88,7 +94,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await held.release();
   });
 
-  it("is never given back later than it is held, nor another one's", async () => {
+  it("is never given back later than it is held, nor another one's", TIMED, async () => {
     const held = await takeLease(mine, KEY, options);
     line.fault = ({ method }) => (method === "DELETE" ? { answer: 503, code: "SlowDown" } : undefined);
     const began = performance.now();
@@ -105,12 +111,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
   it("is lost when somebody else's lies in its place", async () => {
     const held = await takeLease(mine, KEY, options);
     await other.put(KEY, Buffer.from("another"));
-    await expect.poll(() => held.lost.aborted, { timeout: 5 * TERM }).toBe(true);
+    await expect.poll(() => held.lost.aborted).toBe(true);
     await held.release();
     expect((await other.get(KEY, 100))?.bytes.toString()).toBe("another");
   });
 
-  it("is taken at once from a process of this host that was killed", async () => {
+  it("is taken at once from a process of this host that was killed", TIMED, async () => {
     await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisSystemProcess()), pid: 4_000_000 })));
     const began = performance.now();
     const held = await takeLease(mine, KEY, options);

@@ -153,7 +153,8 @@ describe("a connection to libvirt", () => {
       name: "LostError",
       message: expect.stringContaining("silent"),
     });
-    expect(server.told.filter(({ program }) => program === PROGRAM.keepalive)).toHaveLength(2);
+    const pings = (): unknown => server.told.filter(({ program }) => program === PROGRAM.keepalive);
+    await expect.poll(pings).toHaveLength(2);
     await server[Symbol.asyncDispose]();
 
     const other = await open({ [CAPABILITIES]: () => "silence" }, patience);
