@@ -1,17 +1,16 @@
 /** The file systems of disks as files, by libguestfs: a small virtual machine reads them, not this host. */
 import { randomUUID } from "node:crypto";
 import { basename } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import type { Writable } from "node:stream";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { printable } from "../base/printable.js";
 import { endWithHelpers, killGroup } from "../host/helpers-of-process.js";
-import { LastWords } from "../host/last-words.js";
-import { asOurs, isMounted, unmount } from "./fuse-mounts.js";
+import { asOurs, isMounted } from "./fuse-mounts.js";
+import { FuseProcess } from "./fuse-process.js";
 
 /** The machine boots within seconds where there is KVM, and within minutes without. */
 const START_MS = 600_000;
-const POLL_MS = 50;
 /** For the machine to end, which it may have to boot for. */
 const END_MS = 20_000;
 /** What is said so often is no list of file systems. */
@@ -82,23 +81,13 @@ export interface GuestFiles {
   readonly leftOut: readonly (GuestFileSystem & { readonly reason: string })[];
 }
 
-/** The file systems in a folder, until that is unmounted by anybody. */
-export class GuestFish implements AsyncDisposable {
-  readonly path: string;
-  /**
-   * Settles when guestfish has ended and its mount is gone. Rejects with `E_GUESTFS` if nobody asked for
-   * that.
-   */
-  readonly ended: Promise<void>;
-  readonly #child;
-  readonly #said = new LastWords();
+/** The file systems in a folder. `ended` rejects with `E_GUESTFS`. */
+export class GuestFish extends FuseProcess {
+  readonly #input: Writable;
   #answer = "";
   #saysTooMuch = false;
-  #isClosing = false;
-  #hasEnded = false;
 
   private constructor({ path, folder, temporary }: FileSystems) {
-    this.path = path;
     // Paths of users, which may have blanks, are in no command: names below the working folder are.
     const wrapped = ["--pdeathsig", "TERM", "/bin/sh", "-c", SCRIPT, basename(path)];
     const child = execa("setpriv", wrapped, {
@@ -115,16 +104,21 @@ export class GuestFish implements AsyncDisposable {
         LIBGUESTFS_TMPDIR: temporary,
       },
     });
+    super(path, child, {
+      startMs: START_MS,
+      pollMs: 50,
+      endMs: END_MS,
+      kill: () => killGroup(child),
+      failure: (why) => failure(path, why),
+      tooLate: `nothing is mounted there after ${START_MS / 60_000} minutes; where KVM is slow or faulty, LIBGUESTFS_BACKEND_SETTINGS=force_tcg does without`,
+    });
     endWithHelpers(child);
     child.stdin.on("error", () => undefined);
-    child.stderr.setEncoding("utf8").on("data", (text: string) => this.#said.add(text));
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
       this.#saysTooMuch ||= this.#answer.length + text.length > MOST_OUTPUT;
       if (!this.#saysTooMuch) this.#answer += text;
     });
-    this.#child = child;
-    this.ended = child.then(async (result) => await this.#end(result));
-    this.ended.catch(() => undefined);
+    this.#input = child.stdin;
   }
 
   /**
@@ -179,10 +173,10 @@ export class GuestFish implements AsyncDisposable {
       failed.map(({ name }) => `rmmountpoint /${name}`),
       signal,
     );
-    this.#child.stdin.end(
+    this.#input.end(
       `mount-local ${path.slice(folder.length + 1)} readonly:true ${options}\nmount-local-run\n`,
     );
-    await this.#until(() => isMounted(path), signal);
+    await this.until(() => isMounted(path), signal);
     return { shown, leftOut };
   }
 
@@ -191,47 +185,19 @@ export class GuestFish implements AsyncDisposable {
     // The guest, whose names are in the answer, can't know where it ends.
     const end = `nbdpull-${randomUUID()}\n`;
     this.#answer = "";
-    this.#child.stdin.write([...commands, `echo ${end}`].join("\n"));
-    await this.#until(async () => this.#answer.endsWith(end), signal);
+    this.#input.write([...commands, `echo ${end}`].join("\n"));
+    const isAnswered = async (): Promise<boolean> => {
+      if (this.#saysTooMuch) throw failure(this.path, `it prints more than ${MOST_OUTPUT} bytes`);
+      return this.#answer.endsWith(end);
+    };
+    await this.until(isAnswered, signal);
     return this.#answer.slice(0, -end.length);
   }
 
-  async #until(isDone: () => Promise<boolean>, signal: AbortSignal | undefined): Promise<void> {
-    const began = performance.now();
-    while (!(await isDone())) {
-      if (this.#hasEnded) await this.ended;
-      if (this.#hasEnded) throw failure(this.path, this.#said.text.trim() || "it ended early");
-      if (this.#saysTooMuch) throw failure(this.path, `it prints more than ${MOST_OUTPUT} bytes`);
-      signal?.throwIfAborted();
-      if (performance.now() - began > START_MS) {
-        const why = `nothing is mounted there after ${START_MS / 60_000} minutes; where KVM is slow or faulty, LIBGUESTFS_BACKEND_SETTINGS=force_tcg does without`;
-        throw failure(this.path, why);
-      }
-      await sleep(POLL_MS);
-    }
-  }
-
-  /** Takes the mount away, also from those who read it just now, and ends the machine. */
-  async close(): Promise<void> {
-    this.#isClosing = true;
-    this.#child.stdin.end();
-    this.#child.kill("SIGTERM");
-    const kill = setTimeout(() => killGroup(this.#child), END_MS);
-    await this.ended.catch(() => undefined);
-    clearTimeout(kill);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
-  }
-
-  async #end({ exitCode, signal }: { exitCode?: number; signal?: string }): Promise<void> {
-    this.#hasEnded = true;
-    const isLeft = await isMounted(this.path);
-    if (isLeft) await unmount(this.path, { lazily: true });
-    if (this.#isClosing || (exitCode === 0 && !isLeft)) return;
-    const how = signal === undefined ? `exit code ${exitCode}` : `a signal, ${signal}`;
-    throw failure(this.path, this.#said.text.trim() || how);
+  /** Ends the machine too. */
+  override async close(): Promise<void> {
+    this.#input.end();
+    await super.close();
   }
 }
 
