@@ -1,4 +1,4 @@
-import type { NbdClient, ReconnectOptions } from "../../nbd/index.js";
+import type { NbdClient } from "../../nbd/index.js";
 import { type Damage, DamageList } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
@@ -12,24 +12,9 @@ import { proveBase } from "../prove/prove-base.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { BackupOptions } from "./backup-options.js";
 import type { BegunJob } from "./begin-job.js";
-import { type FrozenDomain, lookAtFrozen } from "./frozen-domain.js";
+import { type FrozenDomain, type LookOptions, lookAtFrozen } from "./frozen-domain.js";
 
-export interface VerifyLiveOptions
-  extends Pick<
-    BackupOptions,
-    | "libvirt"
-    | "domain"
-    | "repositoryPath"
-    | "scratchParent"
-    | "scratchReserve"
-    | "trustRepository"
-    | "rateLimit"
-    | "signal"
-    | "onOutage"
-    | "onWarning"
-  > {
-  /** How a lost connection is got back; undefined: it fails the comparison. */
-  readonly reconnect?: ReconnectOptions | undefined;
+export interface VerifyLiveOptions extends LookOptions, Pick<BackupOptions, "rateLimit" | "onOutage"> {
   readonly onProgress?: ((disk: string, progress: LiveProgress) => void) | undefined;
 }
 
