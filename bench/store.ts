@@ -3,18 +3,12 @@
  * once and used by all of them, since filling it takes longer than what is measured.
  */
 
-import { rmSync } from "node:fs";
-import { mkdtemp } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { freePorts } from "./free-ports.js";
-import { NBDPULL, PROJECT } from "./paths.js";
+import { MINE, startCeph } from "./ceph.js";
+import { NBDPULL } from "./paths.js";
 
 const BUCKET = "bench";
-/** As `start-store.sh` makes them. */
-const CREDENTIALS = { accessKeyId: "AKIDTEST", secretAccessKey: "secretsecretsecret" };
 
 let started: Promise<BenchStore> | undefined;
 
@@ -34,23 +28,15 @@ export class BenchStore {
   }
 
   static async #start(): Promise<BenchStore> {
-    const folder = await mkdtemp(join(tmpdir(), "nbdpull-bench-store-"));
-    const [port, monitor] = await freePorts();
-    const script = join(PROJECT, "test", "support", "start-store.sh");
-    const { stdout } = await execa("bash", [script, folder, `${port}`, `${monitor}`]);
-    const pids = stdout.trim().split("\n").map(Number);
-    process.once("exit", () => {
-      for (const pid of pids.toReversed()) process.kill(pid, "SIGKILL");
-      rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
-    });
-    const store = new BenchStore(`http://127.0.0.1:${port}`);
+    const { endpoint } = await startCeph();
+    const store = new BenchStore(endpoint);
     Object.assign(process.env, {
-      AWS_ACCESS_KEY_ID: CREDENTIALS.accessKeyId,
-      AWS_SECRET_ACCESS_KEY: CREDENTIALS.secretAccessKey,
+      AWS_ACCESS_KEY_ID: MINE.accessKeyId,
+      AWS_SECRET_ACCESS_KEY: MINE.secretAccessKey,
       AWS_ENDPOINT_URL: store.endpoint,
       AWS_REGION: "us-east-1",
     });
-    const client = new S3Client({ credentials: CREDENTIALS, forcePathStyle: true });
+    const client = new S3Client({ credentials: MINE, forcePathStyle: true });
     await client.send(new CreateBucketCommand({ Bucket: BUCKET }));
     client.destroy();
     return store;

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# start-store.sh FOLDER PORT MONITOR_PORT: a Ceph of one node as plain processes on loopback, with everything in
-# memory. Prints the PIDs, one a line, monitor first. The store is at http://127.0.0.1:PORT when it returns; its keys
-# are AKIDTEST and secretsecretsecret, and AKIDOTHER and othersecretsecret for another user. Its monitor takes
-# MONITOR_PORT and the next one.
+# start-store.sh FOLDER PORT MONITOR_PORT [guarded]: a Ceph of one node as plain processes on loopback, with
+# everything in memory. Prints the PIDs, one a line, monitor first. The store is at http://127.0.0.1:PORT when it
+# returns; its keys are AKIDTEST and secretsecretsecret, and AKIDOTHER and othersecretsecret for another user. Its
+# monitor takes MONITOR_PORT and the next one. If it is guarded, "ready" is printed instead of returning; at the end of
+# standard input, which comes when the process that keeps it open has died, all that was started ends, and FOLDER goes.
 set -euo pipefail
 folder=$(realpath -m "$1") port=$2 monitor=$3
+exec 3<&0 < /dev/null
+if [ "${4:-}" = guarded ]; then
+  trap : HUP INT TERM PIPE
+  trap 'exec 2> /dev/null; kill -9 $(jobs -p); wait; rm -rf "$folder"' EXIT
+fi
 mkdir -p "$folder"/{mon,osd,rgw,run,crash}
 fsid=$(cat /proc/sys/kernel/random/uuid) osd=$(cat /proc/sys/kernel/random/uuid)
 cat > "$folder/ceph.conf" <<CONF
@@ -59,7 +65,7 @@ monmaptool --create --addv a "[v2:127.0.0.1:$monitor,v1:127.0.0.1:$((monitor + 1
 ceph-mon --mkfs -i a --monmap "$folder/monmap" --keyring "$keyring"
 
 begin() {
-  setsid "${@:2}" < /dev/null > "$folder/$1.out" 2>&1 &
+  setsid "${@:2}" 3<&- > "$folder/$1.out" 2>&1 &
   echo "$!"
 }
 begin mon ceph-mon -f -i a
@@ -74,3 +80,7 @@ done
 user() { timeout 60 radosgw-admin -n client.rgw.x user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" > /dev/null 2> "$folder/user.out"; }
 user mine AKIDTEST secretsecretsecret
 user other AKIDOTHER othersecretsecret
+if [ "${4:-}" = guarded ]; then
+  echo ready
+  cat <&3 > /dev/null
+fi

@@ -1,36 +1,20 @@
-import { execFile } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
-import { freePorts } from "../../bench/free-ports.js";
+import { type Ceph, MINE, startCeph } from "../../bench/ceph.js";
 
-const run = promisify(execFile);
-
-/** The store's own user, and another one whose buckets are not ours. */
-export const MINE = { accessKeyId: "AKIDTEST", secretAccessKey: "secretsecretsecret" };
-export const OTHER = { accessKeyId: "AKIDOTHER", secretAccessKey: "othersecretsecret" };
-
-/** A real object store: Ceph, in memory, on loopback. */
+/** A real object store: Ceph. */
 export class Store implements AsyncDisposable {
-  readonly endpoint: string;
-  readonly #folder: string;
-  readonly #pids: readonly number[];
+  readonly #ceph: Ceph;
 
-  private constructor(endpoint: string, folder: string, pids: readonly number[]) {
-    this.endpoint = endpoint;
-    this.#folder = folder;
-    this.#pids = pids;
+  private constructor(ceph: Ceph) {
+    this.#ceph = ceph;
   }
 
   static async start(): Promise<Store> {
-    const folder = await mkdtemp(join(tmpdir(), "nbdpull-store-"));
-    const [port, monitor] = await freePorts();
-    const script = fileURLToPath(new URL("start-store.sh", import.meta.url));
-    const { stdout } = await run("bash", [script, folder, `${port}`, `${monitor}`]);
-    return new Store(`http://127.0.0.1:${port}`, folder, stdout.trim().split("\n").map(Number));
+    return new Store(await startCeph());
+  }
+
+  get endpoint(): string {
+    return this.#ceph.endpoint;
   }
 
   /** The SDK as a judge. */
@@ -59,13 +43,6 @@ export class Store implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const pid of this.#pids.toReversed()) {
-      try {
-        process.kill(pid, "SIGKILL");
-      } catch {
-        // It has ended.
-      }
-    }
-    await rm(this.#folder, { recursive: true, force: true, maxRetries: 5 });
+    await this.#ceph.end();
   }
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { ListPartsCommand } from "@aws-sdk/client-s3";
 import { afterAll, afterEach, beforeAll, expect, it, vi } from "vitest";
+import { OTHER } from "../../../bench/ceph.js";
 import type { S3Address } from "../../../src/backup/s3/address.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { probe } from "../../../src/backup/s3/probe.js";
@@ -8,7 +9,7 @@ import { ObjectUpload, type UploadOptions } from "../../../src/backup/s3/upload.
 import { BreakingStore } from "../../support/breaking-store.js";
 import { collect } from "../../support/collect.js";
 import { restoreEnvironment } from "../../support/environment.js";
-import { OTHER, Store } from "../../support/store.js";
+import { Store } from "../../support/store.js";
 import { describeWith } from "../../support/tools.js";
 
 const MIB = 1024 * 1024;
