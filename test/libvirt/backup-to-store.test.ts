@@ -19,7 +19,7 @@ import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 const BUCKET = "guests";
-const ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "3");
+const ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "2");
 /** After a point was begun. Each takes 1.5 s at least. */
 const LATEST_KILL_MS = 1_300;
 
