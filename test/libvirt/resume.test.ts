@@ -20,6 +20,12 @@ const SET_SPEED = 239;
 /** Of a journal, in bytes: a longer one says of something that it is stored. */
 const ABOVE_HEADER = 1024;
 
+type ResumedJson = Omit<BackupJson, "disks"> & {
+  readonly createdAt: string;
+  readonly resumed: { readonly times: number; readonly keptBytes: number; readonly readBytes: number };
+  readonly disks: readonly { readonly dataBytes: number }[];
+};
+
 interface Case {
   readonly options: readonly string[];
   readonly start?: StartOptions;
@@ -120,11 +126,7 @@ await describeWithLibvirt("a backup that was killed", () => {
         const refused = { code: expect.stringMatching(/^(?:E_BACKUP_RUNNING|E_LOCKED)$/) };
         expect(rival.json()).toMatchObject({ error: refused });
       } else if (rival) expect(rival.json()).toMatchObject({ resumed: null });
-      const point = ofCalmLibvirt(ran.json() as BackupJson) as Omit<BackupJson, "disks"> & {
-        readonly createdAt: string;
-        readonly resumed: { readonly times: number; readonly keptBytes: number; readonly readBytes: number };
-        readonly disks: readonly { readonly dataBytes: number }[];
-      };
+      const point = ofCalmLibvirt(ran.json() as ResumedJson);
       expect(point).toMatchObject({ id, warnings: [], resumed: { times: 1 } });
       expect(id.replaceAll(/[-:]/g, "")).toContain(point.createdAt.replaceAll(/[-:]/g, ""));
       const dataBytes = point.disks.reduce((sum, disk) => sum + disk.dataBytes, 0);
