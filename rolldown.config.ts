@@ -1,4 +1,3 @@
-import { basename } from "node:path";
 import { defineConfig, type Plugin } from "rolldown";
 import { licensePlugin } from "rolldown-license-plugin";
 
@@ -10,6 +9,21 @@ const WORKERS = [
   "verify/verify-worker",
 ];
 
+/**
+ * Takes Node's own modules without their ES module faces: to make one, Node reads all that the module
+ * exports, and so loads its streams, its readline and more for `node:fs` alone.
+ */
+const lightBuiltins: Plugin = {
+  name: "light-builtins",
+  renderChunk: (code) =>
+    code.replaceAll(/^import (.+) from "(node:[^"]+)";$/gm, (_, what: string, module: string) => {
+      const [, whole, named] = /^(?:\* as )?([\w$]+)?(?:, )?(\{.*\})?$/.exec(what) ?? [];
+      const taken = [whole, named?.replaceAll(" as ", ": ")].filter((part) => part !== undefined);
+      if (taken.length === 0) throw new Error(`no way to take ${what} from ${module}`);
+      return taken.map((part) => `var ${part} = process.getBuiltinModule("${module}");`).join(" ");
+    }),
+};
+
 /** Commander starts other programs for commands that are files of their own, of which we have none. */
 const withoutCommandFiles: Plugin = {
   name: "without-command-files",
@@ -18,18 +32,6 @@ const withoutCommandFiles: Plugin = {
     const loaded = "const childProcess = require('node:child_process');";
     if (!code.includes(loaded)) throw new Error("commander loads child_process in another way now");
     return code.replace(loaded, "const childProcess = undefined;");
-  },
-};
-
-/** Says that the bundle is CommonJS, and where its threads are: Node asks the nearest package.json. */
-const commonJs: Plugin = {
-  name: "common-js",
-  generateBundle() {
-    const imports = Object.fromEntries(
-      WORKERS.map((name) => basename(name)).map((name) => [`#${name}`, `./${name}.js`]),
-    );
-    const source = `${JSON.stringify({ type: "commonjs", imports }, undefined, 2)}\n`;
-    this.emitFile({ type: "asset", fileName: "package.json", source });
   },
 };
 
@@ -55,7 +57,7 @@ export default defineConfig({
   },
   plugins: [
     withoutCommandFiles,
-    commonJs,
+    lightBuiltins,
     licensePlugin({
       failOnUnlicensed: true,
       done(packages, context) {
@@ -70,10 +72,7 @@ export default defineConfig({
   ],
   output: {
     dir: "dist/bundle",
-    // Each ES module costs Node more, and of its own modules it then reads all that they export, so it loads
-    // its streams, its readline and more for `node:fs` alone (docs/performance.md).
-    format: "cjs",
-    dynamicImportInCjs: false,
+    format: "esm",
     codeSplitting: { groups: [{ name: "every-command", test: ALWAYS }] },
   },
 });

@@ -9,6 +9,8 @@ import { applySettings } from "./settings.js";
 import { endIfAbandoned } from "./standard-output.js";
 import { printJson, printLines, printText } from "./terminal.js";
 
+reportCrashes();
+
 /** An error of commander may quote an argument, which a script may have taken from anywhere. */
 function printUsageError(text: string): void {
   const [message = "", ...more] = text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/);
@@ -17,54 +19,50 @@ function printUsageError(text: string): void {
   printLines(process.stderr, [errorLine("E_USAGE", message.replace(/^error: /, "")), ...hints]);
 }
 
-/** Runs the command that the arguments of this process name, and sets its exit code. */
-export async function runCommandLine(): Promise<void> {
-  reportCrashes();
-  const called = process.argv[2] ?? "";
-  const program = await loadProgram(called, run);
-  for (const command of [program, ...program.commands]) {
-    command.exitOverride().configureOutput({
-      writeOut: (text) => printText(process.stdout, text),
-      writeErr: (text) => printText(process.stderr, text),
-      outputError: printUsageError,
-    });
-  }
-  program.hook("preSubcommand", async (_, command) => {
-    const isHelp = process.argv.some((word) => word === "--help" || word === "-h");
-    // Completion is asked for when a shell begins, where nobody wants to hear of settings.
-    if (!isHelp && command.name() !== "completion") await applySettings(command, process.argv, process.env);
+const called = process.argv[2] ?? "";
+const program = await loadProgram(called, run);
+for (const command of [program, ...program.commands]) {
+  command.exitOverride().configureOutput({
+    writeOut: (text) => printText(process.stdout, text),
+    writeErr: (text) => printText(process.stderr, text),
+    outputError: printUsageError,
   });
-
-  surviveClosedPipes();
-  // All work is finished. Exiting now spares Node from tearing down its heap, which took a tenth of a small
-  // pull.
-  let isDone = false;
-  process.once("beforeExit", () => {
-    if (!isDone) {
-      // Nothing is under way any more, so nothing can end what still waits: that must not look like success.
-      process.exitCode = EXIT.failed;
-      const why = "the work ended without a result, a mistake of this program: report it, and run it again";
-      printLines(process.stderr, [errorLine("E_UNFINISHED", why)]);
-    }
-    process.exit();
-  });
-  try {
-    await program.parseAsync(fillInDefaults(process.argv));
-  } catch (error) {
-    if (!(error instanceof CommanderError || error instanceof BackupError)) throw error;
-    process.exitCode = exitCodeOf(error);
-    const isDiskOnStdout = called === "pull" && process.argv.includes("-");
-    if (error instanceof BackupError) {
-      const has = (flag: string): boolean => process.argv.includes(flag);
-      const output = new Output({ json: has("--json"), quiet: has("--quiet"), verbose: has("--verbose") });
-      if (isDiskOnStdout) output.leaveStdout();
-      output.failure(error);
-      // Of commander's errors the text is printed already; with --json, they must appear on stdout as well.
-    } else if (error.exitCode !== 0 && process.argv.includes("--json")) {
-      const stream = isDiskOnStdout ? process.stderr : process.stdout;
-      printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
-    }
-  }
-  isDone = true;
-  endIfAbandoned();
 }
+program.hook("preSubcommand", async (_, command) => {
+  const isHelp = process.argv.some((word) => word === "--help" || word === "-h");
+  // Completion is asked for when a shell begins, where nobody wants to hear of settings.
+  if (!isHelp && command.name() !== "completion") await applySettings(command, process.argv, process.env);
+});
+
+surviveClosedPipes();
+// All work is finished. Exiting now spares Node from tearing down its heap, which took a tenth of a small
+// pull.
+let isDone = false;
+process.once("beforeExit", () => {
+  if (!isDone) {
+    // Nothing is under way any more, so nothing can end what still waits: that must not look like success.
+    process.exitCode = EXIT.failed;
+    const why = "the work ended without a result, a mistake of this program: report it, and run it again";
+    printLines(process.stderr, [errorLine("E_UNFINISHED", why)]);
+  }
+  process.exit();
+});
+try {
+  await program.parseAsync(fillInDefaults(process.argv));
+} catch (error) {
+  if (!(error instanceof CommanderError || error instanceof BackupError)) throw error;
+  process.exitCode = exitCodeOf(error);
+  const isDiskOnStdout = called === "pull" && process.argv.includes("-");
+  if (error instanceof BackupError) {
+    const has = (flag: string): boolean => process.argv.includes(flag);
+    const output = new Output({ json: has("--json"), quiet: has("--quiet"), verbose: has("--verbose") });
+    if (isDiskOnStdout) output.leaveStdout();
+    output.failure(error);
+    // Of commander's errors the text is printed already; with --json, they must appear on stdout as well.
+  } else if (error.exitCode !== 0 && process.argv.includes("--json")) {
+    const stream = isDiskOnStdout ? process.stderr : process.stdout;
+    printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
+  }
+}
+isDone = true;
+endIfAbandoned();

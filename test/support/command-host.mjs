@@ -2,7 +2,6 @@
 // A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have:
 // with nothing under way any more.
 import { readdirSync, readlinkSync } from "node:fs";
-import { createRequire } from "node:module";
 
 /** What is under way for so long after a command has done its work would keep its process from ending. */
 const LONGEST_END_MS = 60_000;
@@ -14,7 +13,6 @@ const MOST_IDLE_TIMES = 30;
 
 const bin = new URL("../../dist/bin/", import.meta.url);
 const script = readdirSync(bin).find((name) => /^command-line-.+\.js$/.test(name));
-const { runCommandLine } = createRequire(bin)(`./${script}`);
 // All of them count as under way from now on, also those that no command has used yet.
 const streams = [process, process.stdin, process.stdout, process.stderr];
 const EVENTS = ["uncaughtException", "beforeExit", "error"];
@@ -75,7 +73,7 @@ async function leftBehind(before) {
 }
 
 process.on("disconnect", () => process.exit());
-process.on("message", async ({ argv, env, folder, umask, mark }) => {
+process.on("message", async ({ number, argv, env, folder, umask, mark }) => {
   const idle = underWay();
   const busy = () => [...underWay()].filter(([kind, count]) => count > (idle.get(kind) ?? 0));
   const before = { descriptors: descriptors(), listening: listenersOfCommands() };
@@ -86,13 +84,14 @@ process.on("message", async ({ argv, env, folder, umask, mark }) => {
   process.umask(umask);
   process.argv.splice(1, process.argv.length, ...argv);
   process.exitCode = undefined;
+  // The script that runs the command is loaded anew each time, and all that it loads only once.
   let idleTimes = 0;
   const watch = setInterval(() => {
     idleTimes = busy().length > 0 ? 0 : idleTimes + 1;
     // A process of its own would end here, without a result.
     if (idleTimes > MOST_IDLE_TIMES) process.emit("beforeExit", 0);
   }, 1000).unref();
-  await runCommandLine();
+  await import(new URL(`${script}?call=${number}`, bin).href);
   clearInterval(watch);
   const begun = performance.now();
   while (busy().length > 0) {
