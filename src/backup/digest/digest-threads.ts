@@ -14,8 +14,6 @@ const MOST_THREADS = 4;
  * Starting a thread takes longer than digesting so many bytes, so the calling thread digests the first ones.
  */
 const FEW_BYTES = 8 * 1024 * 1024;
-/** With so many bytes to come, a thread is sure to be needed. */
-const MANY_BYTES = 4 * FEW_BYTES;
 
 /**
  * Threads that read files and compute digests. The disks of a point share them. The calling thread digests
@@ -23,17 +21,6 @@ const MANY_BYTES = 4 * FEW_BYTES;
  */
 export class DigestThreads extends ServiceThreads<DigestQuestion, Digests, ForgottenPath> {
   readonly algorithm: DigestAlgorithm;
-
-  /**
-   * Threads for about so many bytes. Where that is much, a thread starts at once, while the caller still
-   * waits for what is to be digested, and digests all of it.
-   */
-  static for(expectedBytes: number, algorithm: DigestAlgorithm): DigestThreads {
-    const isMuch = expectedBytes >= MANY_BYTES;
-    const threads = new DigestThreads(algorithm, isMuch ? 0 : FEW_BYTES);
-    if (isMuch) threads.start(1);
-    return threads;
-  }
 
   /** @param fewBytes how many bytes the calling thread digests; default 8 MiB */
   constructor(algorithm: DigestAlgorithm, fewBytes = FEW_BYTES) {

@@ -165,7 +165,6 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
             {
               ...options,
               connect: patientBy(connection, { ...options.connect, reconnect }),
-              expectedBytes: [...forecast.sizes.values()].reduce((all, size) => all + size, 0),
               signal: running,
             },
           ),
@@ -224,7 +223,7 @@ async function pullDisks(
     resumable,
   }: BegunJob & { readonly resumable: TakePointOptions["resumable"] },
   { connection, clients }: { readonly connection: JobConnection; readonly clients: JobClients },
-  options: BackupOptions & Pick<TakePointOptions, "expectedBytes">,
+  options: BackupOptions,
 ): Promise<TakenPoint> {
   const { domain, repository, ssh } = guest;
   const disks = (exported ?? exportedDisks(job.job)).map((disk): PointDisk => {

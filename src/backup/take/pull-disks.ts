@@ -74,10 +74,7 @@ export async function pullAll(
 ): Promise<PulledDisk[]> {
   // These start threads only when they get work.
   await using workers = new CompressThreads();
-  await using digestThreads = DigestThreads.for(
-    options.digests === undefined ? 0 : (options.expectedBytes ?? 0),
-    options.digests ?? DEFAULT_DIGESTS,
-  );
+  await using digestThreads = new DigestThreads(options.digests ?? DEFAULT_DIGESTS);
   const atOnce = disksAtOnce(options);
   // An image for an object store is written from front to back, compressed or not.
   const isOrdered = options.compress !== undefined || options.repository.isInStore;

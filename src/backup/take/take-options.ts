@@ -48,8 +48,6 @@ export interface TakePointOptions {
   readonly digests: DigestAlgorithm | undefined;
   /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
   readonly compress?: CompressionMethod | undefined;
-  /** About how many bytes of all disks will be stored, where that is known. */
-  readonly expectedBytes?: number | undefined;
   readonly sync: boolean;
   /** How much of the bases of increments is compared with the disks. */
   readonly proveBase?: ProveSettings | undefined;

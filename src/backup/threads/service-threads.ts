@@ -51,12 +51,9 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
     this.#isForSameThread = options.isForSameThread;
   }
 
-  /**
-   * Starts threads now, so that the first question doesn't wait for their start.
-   * @param count how many; default: all
-   */
-  start(count = this.most): void {
-    if (!this.#sameThread || this.#isForSameThread) this.#pool.start(count);
+  /** Starts the threads now, so that the first question doesn't wait for their start. */
+  start(): void {
+    if (!this.#sameThread || this.#isForSameThread) this.#pool.start();
   }
 
   /** How many questions the threads have not answered. */

@@ -41,11 +41,8 @@ export interface ThreadService<Question, Answer, Notice> {
 
 /** Answers questions, on other threads or on the caller's own thread. */
 export interface Answering<Question, Answer, Notice> {
-  /**
-   * Starts threads now, so that the first question doesn't wait for their start.
-   * @param count how many; default: all
-   */
-  start(count?: number): void;
+  /** Starts the threads now, so that the first question doesn't wait for their start. */
+  start(): void;
   /**
    * Asks a question.
    * @param transfer memory of the question that is moved to the thread; the caller can't use it afterwards
@@ -113,9 +110,9 @@ export class ThreadPool<Question, Answer, Notice = never>
     return this.#threads.reduce((sum, { waiting }) => sum + waiting.size, 0);
   }
 
-  start(count = this.#options.most): void {
+  start(): void {
     if (this.#failure !== undefined) return;
-    while (this.#threads.length < Math.min(count, this.#options.most)) this.#start();
+    while (this.#threads.length < this.#options.most) this.#start();
   }
 
   async ask(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
