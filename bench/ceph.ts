@@ -21,8 +21,20 @@ export interface Ceph {
   readonly end: () => Promise<void>;
 }
 
-/** Starts one that ends with this process, even where that is killed. It keeps no process from ending. */
+/**
+ * Starts one that ends with this process, even where that is killed. It keeps no process from ending. One that
+ * does not come up, as on a machine that is short of memory, is begun again.
+ */
 export async function startCeph(): Promise<Ceph> {
+  for (let left = 2; ; left -= 1) {
+    const ceph = await startOnce();
+    if (ceph) return ceph;
+    if (left === 0) throw new Error("Ceph does not start; what it says is above");
+  }
+}
+
+/** @returns undefined if it does not come up; nothing of it is left then */
+async function startOnce(): Promise<Ceph | undefined> {
   const folder = await mkdtemp(join(tmpdir(), "nbdpull-store-"));
   const [port, monitor] = await freePorts();
   const script = join(PROJECT, "test", "support", "start-store.sh");
@@ -32,7 +44,10 @@ export async function startCeph(): Promise<Ceph> {
     stdio: ["pipe", "pipe", "inherit"],
   });
   const ended = once(child, "close");
-  if (!(await saysReady(child.stdout))) throw new Error("Ceph does not start; what it says is above");
+  if (!(await saysReady(child.stdout))) {
+    await ended;
+    return undefined;
+  }
   const handles = [child, child.stdin as Socket, child.stdout as Socket];
   for (const handle of handles) handle.unref();
   const end = async (): Promise<void> => {

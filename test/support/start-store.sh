@@ -80,6 +80,8 @@ done
 user() { timeout 60 radosgw-admin -n client.rgw.x user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" > /dev/null 2> "$folder/user.out"; }
 user mine AKIDTEST secretsecretsecret
 user other AKIDOTHER othersecretsecret
+# It has to live still.
+curl -s -m 30 -o /dev/null "http://127.0.0.1:$port/"
 if [ "${4:-}" = guarded ]; then
   echo ready
   cat <&3 > /dev/null
