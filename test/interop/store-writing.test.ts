@@ -22,7 +22,7 @@ import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { keysIn, leftInStore } from "../support/left-in-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
 import { describeWith } from "../support/tools.js";
 
@@ -375,8 +375,10 @@ describeWith(
         await writeFile(image, noise(30 * MiB, 3));
       });
 
-      const importTo = async (address: string) =>
-        await nbdpull("import", "--disk", `vda=${image}`, "--to", address, "--domain", NAME, "--create");
+      const importInto = (address: string): string[] => {
+        return ["import", "--disk", `vda=${image}`, "--to", address, "--domain", NAME, "--create"];
+      };
+      const importTo = async (address: string) => await nbdpull(...importInto(address));
 
       it("delays an import whose requests fail, and whose answers are lost", async () => {
         const address = `s3://${BUCKET}/broken`;
@@ -464,7 +466,8 @@ describeWith(
           isClearing = true;
           return { answer: 503, code: "SlowDown" };
         };
-        const ran = await importTo(address);
+        // A process of its own: the lease that it has lost is not waited for when it has ended.
+        const ran = await finished(startNbdpull(importInto(address)));
         expect(isCleared).toBe(true);
         expect(ran).toMatchObject({ code: 1 });
         expect(ran.stderr).toContain("lease");
