@@ -91,7 +91,7 @@ export { RestoredDefinition, type RestoredDefinitionOptions } from "./restore/re
 export { type FileTarget, RestoredFiles, type RestoredFilesOptions } from "./restore/restored-files.js";
 export { ChainView } from "./serve/chain-view.js";
 export type { DiskCacheOptions } from "./serve/disk-cache.js";
-export { PointView, type PointViewOptions } from "./serve/point-view.js";
+export { type DiskReads, PointView, type PointViewOptions } from "./serve/point-view.js";
 export {
   type PointServer,
   type ServedDisk,

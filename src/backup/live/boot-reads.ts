@@ -3,10 +3,10 @@
  * one starts. That is for points in object stores, where each read takes as long as an answer does.
  */
 import {
-  type BootReads as DiskReads,
   findBootReads,
   MOST_BOOT_BYTES,
   MOST_BOOT_STRETCHES,
+  type NotedReads,
   recordBootReads,
 } from "../repository/boot-record.js";
 import type { Repository } from "../repository/repository.js";
@@ -90,7 +90,7 @@ export async function fetchBoot(
   server: PointServer,
 ): Promise<void> {
   if (!repository.isInStore) return;
-  let reads: readonly DiskReads[] | undefined;
+  let reads: readonly NotedReads[] | undefined;
   try {
     reads = await findBootReads(repository, domain, server.point.id);
   } catch {

@@ -37,7 +37,7 @@ export interface Stretch {
 }
 
 /** What was read of a disk, in the order in which it was. */
-export interface BootReads {
+export interface NotedReads {
   readonly disk: string;
   readonly reads: readonly Stretch[];
 }
@@ -53,7 +53,7 @@ export async function findBootReads(
   repository: Repository,
   domain: string,
   point: string,
-): Promise<readonly BootReads[] | undefined> {
+): Promise<readonly NotedReads[] | undefined> {
   const others = (await repository.pointIds(domain)).filter((id) => id !== point).reverse();
   for (const id of [point, ...others].slice(0, MOST_POINTS)) {
     await using folder = await repository.openPoint(domain, id);
@@ -72,7 +72,7 @@ export async function findBootReads(
  */
 export async function recordBootReads(
   folder: RecordFolder,
-  disks: readonly BootReads[],
+  disks: readonly NotedReads[],
   { replaces }: { readonly replaces: boolean },
 ): Promise<void> {
   if (!replaces && (await folder.names()).includes(BOOT_RECORD)) return;
@@ -85,7 +85,7 @@ export async function recordBootReads(
   await folder.sync();
 }
 
-function parse(text: string): BootReads[] | undefined {
+function parse(text: string): NotedReads[] | undefined {
   const { data } = record.safeParse(parseJson(text));
   if (!data) return undefined;
   let [stretches, bytes] = [0, 0];

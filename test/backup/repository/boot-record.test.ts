@@ -1,10 +1,10 @@
 import { writeFile } from "node:fs/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import {
-  type BootReads,
   findBootReads,
   MOST_BOOT_BYTES,
   MOST_BOOT_STRETCHES,
+  type NotedReads,
   recordBootReads,
 } from "../../../src/backup/repository/boot-record.js";
 import { MemoryChain } from "../../support/memory-chain.js";
@@ -18,7 +18,7 @@ beforeAll(async () => {
 });
 afterAll(async () => await chain[Symbol.asyncDispose]());
 
-async function record(number: number, disks: readonly BootReads[], replaces: boolean): Promise<void> {
+async function record(number: number, disks: readonly NotedReads[], replaces: boolean): Promise<void> {
   const id = chain.points[number]?.id ?? "";
   await using folder = await chain.repository.holdRecords(MemoryChain.domain, id);
   await recordBootReads(folder, disks, { replaces });
@@ -29,7 +29,7 @@ async function find(number: number): Promise<unknown> {
 }
 
 it("is a point's own or else that of the newest other one, and is no part of what is proven", async () => {
-  const reads = (offset: number): BootReads[] => [{ disk: "vda", reads: [{ offset, length: 65_536 }] }];
+  const reads = (offset: number): NotedReads[] => [{ disk: "vda", reads: [{ offset, length: 65_536 }] }];
   expect(await find(2)).toBeUndefined();
   await record(0, reads(0), true);
   expect(await find(2)).toEqual(reads(0));

@@ -2,7 +2,7 @@
  * The procedures about a domain's disks: block jobs, backup jobs and checkpoints. See procedures.ts.
  */
 
-import { act, ask, nothing } from "./procedure.js";
+import { act, nothing, question } from "./procedure.js";
 import { type TypedParams, typedParams } from "./typed-params.js";
 import {
   readCheckpoint,
@@ -23,7 +23,7 @@ export const DOMAIN_ABORT_JOB = act(
 );
 
 /** In bytes: of the image file, of the disk as the guest sees it, and of the image's end. */
-export const DOMAIN_GET_BLOCK_INFO = ask(
+export const DOMAIN_GET_BLOCK_INFO = question(
   194,
   "DOMAIN_GET_BLOCK_INFO",
   (out, { domain, path }: { readonly domain: WireDomain; readonly path: string }) =>
@@ -45,7 +45,7 @@ export const DOMAIN_BLOCK_JOB_ABORT = act(
 );
 
 /** `type`: virDomainBlockJobType; `done` of `total` bytes; undefined: none runs. */
-export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
+export const DOMAIN_GET_BLOCK_JOB_INFO = question(
   238,
   "DOMAIN_GET_BLOCK_JOB_INFO",
   (out, { domain, path }: { readonly domain: WireDomain; readonly path: string }) =>
@@ -61,7 +61,7 @@ export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
 );
 
 /** Repeatable: it sets the same again. `bandwidth` 0: without a limit. */
-export const DOMAIN_BLOCK_JOB_SET_SPEED = ask(
+export const DOMAIN_BLOCK_JOB_SET_SPEED = question(
   239,
   "DOMAIN_BLOCK_JOB_SET_SPEED",
   (out, args: { readonly domain: WireDomain; readonly path: string; readonly bandwidth: number }) =>
@@ -86,7 +86,7 @@ export const DOMAIN_BLOCK_PULL = act(
 );
 
 /** `type`: virDomainJobType; `flags`: virDomainGetJobStatsFlags. */
-export const DOMAIN_GET_JOB_STATS = ask(
+export const DOMAIN_GET_JOB_STATS = question(
   298,
   "DOMAIN_GET_JOB_STATS",
   (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
@@ -144,7 +144,7 @@ export const DOMAIN_CHECKPOINT_CREATE_XML = act(
 );
 
 /** `flags`: virDomainCheckpointXMLFlags. */
-export const DOMAIN_CHECKPOINT_GET_XML_DESC = ask(
+export const DOMAIN_CHECKPOINT_GET_XML_DESC = question(
   412,
   "DOMAIN_CHECKPOINT_GET_XML_DESC",
   (out, args: { readonly checkpoint: WireCheckpoint; readonly flags: number }) =>
@@ -153,7 +153,7 @@ export const DOMAIN_CHECKPOINT_GET_XML_DESC = ask(
 );
 
 /** `flags`: virDomainCheckpointListFlags. */
-export const DOMAIN_LIST_ALL_CHECKPOINTS = ask(
+export const DOMAIN_LIST_ALL_CHECKPOINTS = question(
   413,
   "DOMAIN_LIST_ALL_CHECKPOINTS",
   (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
@@ -188,7 +188,7 @@ export const DOMAIN_BACKUP_BEGIN = act(
   nothing,
 );
 
-export const DOMAIN_BACKUP_GET_XML_DESC = ask(
+export const DOMAIN_BACKUP_GET_XML_DESC = question(
   422,
   "DOMAIN_BACKUP_GET_XML_DESC",
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),

@@ -15,7 +15,7 @@ export interface Procedure<Args, Answer> {
 }
 
 /** A procedure that changes nothing. */
-export function ask<Args, Answer>(
+export function question<Args, Answer>(
   number: number,
   name: string,
   encode: Procedure<Args, Answer>["encode"],

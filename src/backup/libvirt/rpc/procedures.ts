@@ -6,7 +6,7 @@
  */
 
 import { PROGRAM } from "./packets.js";
-import { act, ask, noArguments, nothing, type Procedure } from "./procedure.js";
+import { act, noArguments, nothing, type Procedure, question } from "./procedure.js";
 import { typedParams } from "./typed-params.js";
 import {
   readDomain,
@@ -35,15 +35,15 @@ export const CONNECT_OPEN: Procedure<{ readonly uri: string }, void> = {
 };
 
 /** Of the hypervisor: 7002022 is 7.2.22. */
-export const CONNECT_GET_VERSION = ask(4, "CONNECT_GET_VERSION", noArguments, (answer) =>
+export const CONNECT_GET_VERSION = question(4, "CONNECT_GET_VERSION", noArguments, (answer) =>
   answer.size("a version"),
 );
 
-export const CONNECT_GET_CAPABILITIES = ask(7, "CONNECT_GET_CAPABILITIES", noArguments, (answer) =>
+export const CONNECT_GET_CAPABILITIES = question(7, "CONNECT_GET_CAPABILITIES", noArguments, (answer) =>
   answer.string(),
 );
 
-export const DOMAIN_GET_XML_DESC = ask(
+export const DOMAIN_GET_XML_DESC = question(
   14,
   "DOMAIN_GET_XML_DESC",
   (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
@@ -51,21 +51,21 @@ export const DOMAIN_GET_XML_DESC = ask(
   (answer) => answer.string(),
 );
 
-export const DOMAIN_LOOKUP_BY_ID = ask(
+export const DOMAIN_LOOKUP_BY_ID = question(
   22,
   "DOMAIN_LOOKUP_BY_ID",
   (out, id: number) => out.int(id),
   readDomain,
 );
 
-export const DOMAIN_LOOKUP_BY_NAME = ask(
+export const DOMAIN_LOOKUP_BY_NAME = question(
   23,
   "DOMAIN_LOOKUP_BY_NAME",
   (out, name: string) => out.string(name),
   readDomain,
 );
 
-export const DOMAIN_LOOKUP_BY_UUID = ask(
+export const DOMAIN_LOOKUP_BY_UUID = question(
   24,
   "DOMAIN_LOOKUP_BY_UUID",
   (out, uuid: string) => out.fixed(uuidBytes(uuid)),
@@ -81,14 +81,14 @@ export const DOMAIN_RESUME = act(
 );
 
 /** `feature`: VIR_DRV_FEATURE_*. */
-export const CONNECT_SUPPORTS_FEATURE = ask(
+export const CONNECT_SUPPORTS_FEATURE = question(
   60,
   "CONNECT_SUPPORTS_FEATURE",
   (out, feature: number) => out.int(feature),
   (answer) => answer.int() === 1,
 );
 
-export const NETWORK_LOOKUP_BY_NAME = ask(
+export const NETWORK_LOOKUP_BY_NAME = question(
   46,
   "NETWORK_LOOKUP_BY_NAME",
   (out, name: string) => out.string(name),
@@ -96,21 +96,21 @@ export const NETWORK_LOOKUP_BY_NAME = ask(
 );
 
 /** The device of this host that the network's cards are connected to. */
-export const NETWORK_GET_BRIDGE_NAME = ask(
+export const NETWORK_GET_BRIDGE_NAME = question(
   45,
   "NETWORK_GET_BRIDGE_NAME",
   (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
   (answer) => answer.string(),
 );
 
-export const STORAGE_POOL_LOOKUP_BY_NAME = ask(
+export const STORAGE_POOL_LOOKUP_BY_NAME = question(
   84,
   "STORAGE_POOL_LOOKUP_BY_NAME",
   (out, name: string) => out.string(name),
   (answer): WirePool => ({ name: answer.string(), uuid: uuidText(answer.fixed(16)) }),
 );
 
-export const STORAGE_VOL_LOOKUP_BY_NAME = ask(
+export const STORAGE_VOL_LOOKUP_BY_NAME = question(
   95,
   "STORAGE_VOL_LOOKUP_BY_NAME",
   (out, { pool, name }: { readonly pool: WirePool; readonly name: string }) =>
@@ -119,22 +119,22 @@ export const STORAGE_VOL_LOOKUP_BY_NAME = ask(
 );
 
 /** `type`: virStorageVolType; in bytes: as the guest sees it, and what it occupies. */
-export const STORAGE_VOL_GET_INFO = ask(98, "STORAGE_VOL_GET_INFO", writeVolume, (answer) => ({
+export const STORAGE_VOL_GET_INFO = question(98, "STORAGE_VOL_GET_INFO", writeVolume, (answer) => ({
   type: answer.int(),
   capacity: answer.size("a capacity"),
   allocation: answer.size("an allocation"),
 }));
 
-export const STORAGE_VOL_GET_PATH = ask(100, "STORAGE_VOL_GET_PATH", writeVolume, (answer) =>
+export const STORAGE_VOL_GET_PATH = question(100, "STORAGE_VOL_GET_PATH", writeVolume, (answer) =>
   answer.string(),
 );
 
 /** The authentication that this client has to choose from: `enum remote_auth_type`. */
-export const AUTH_LIST = ask(66, "AUTH_LIST", noArguments, (answer) => answer.list(() => answer.int()));
+export const AUTH_LIST = question(66, "AUTH_LIST", noArguments, (answer) => answer.list(() => answer.int()));
 
-export const AUTH_POLKIT = ask(70, "AUTH_POLKIT", noArguments, (answer) => answer.int() === 1);
+export const AUTH_POLKIT = question(70, "AUTH_POLKIT", noArguments, (answer) => answer.int() === 1);
 
-export const NETWORK_IS_ACTIVE = ask(
+export const NETWORK_IS_ACTIVE = question(
   152,
   "NETWORK_IS_ACTIVE",
   (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
@@ -142,11 +142,11 @@ export const NETWORK_IS_ACTIVE = ask(
 );
 
 /** Of libvirt: 9000000 is 9.0.0. */
-export const CONNECT_GET_LIB_VERSION = ask(157, "CONNECT_GET_LIB_VERSION", noArguments, (answer) =>
+export const CONNECT_GET_LIB_VERSION = question(157, "CONNECT_GET_LIB_VERSION", noArguments, (answer) =>
   answer.size("a version"),
 );
 
-export const DOMAIN_HAS_MANAGED_SAVE_IMAGE = ask(
+export const DOMAIN_HAS_MANAGED_SAVE_IMAGE = question(
   183,
   "DOMAIN_HAS_MANAGED_SAVE_IMAGE",
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
@@ -172,7 +172,7 @@ export const DOMAIN_SCREENSHOT = act(
 );
 
 /** `state`: virDomainState. */
-export const DOMAIN_GET_STATE = ask(
+export const DOMAIN_GET_STATE = question(
   212,
   "DOMAIN_GET_STATE",
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
@@ -198,7 +198,7 @@ export const DOMAIN_DESTROY_FLAGS = act(
 );
 
 /** `flags`: virConnectListAllDomainsFlags; 0: all. */
-export const CONNECT_LIST_ALL_DOMAINS = ask(
+export const CONNECT_LIST_ALL_DOMAINS = question(
   273,
   "CONNECT_LIST_ALL_DOMAINS",
   (out, flags: number) => out.int(1).int(flags),
@@ -230,7 +230,7 @@ export const DOMAIN_FSFREEZE = act(335, "DOMAIN_FSFREEZE", writeMountpoints, (an
 
 export const DOMAIN_FSTHAW = act(336, "DOMAIN_FSTHAW", writeMountpoints, (answer) => answer.int());
 
-export const CONNECT_GET_DOMAIN_CAPABILITIES = ask(
+export const CONNECT_GET_DOMAIN_CAPABILITIES = question(
   342,
   "CONNECT_GET_DOMAIN_CAPABILITIES",
   (
@@ -252,7 +252,7 @@ export const CONNECT_GET_DOMAIN_CAPABILITIES = ask(
 );
 
 /** `stats`: virDomainStatsTypes; `flags`: virConnectGetAllDomainStatsFlags. */
-export const CONNECT_GET_ALL_DOMAIN_STATS = ask(
+export const CONNECT_GET_ALL_DOMAIN_STATS = question(
   344,
   "CONNECT_GET_ALL_DOMAIN_STATS",
   (out, args: { readonly domain: WireDomain; readonly stats: number; readonly flags: number }) =>
@@ -265,7 +265,7 @@ export const CONNECT_GET_ALL_DOMAIN_STATS = ask(
 );
 
 /** The answer has the mountpoint of each of the guest's file systems. */
-export const DOMAIN_GET_FSINFO = ask(
+export const DOMAIN_GET_FSINFO = question(
   349,
   "DOMAIN_GET_FSINFO",
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
@@ -283,7 +283,7 @@ export const DOMAIN_GET_FSINFO = ask(
 );
 
 /** Addresses of a running domain's cards; `source`: virDomainInterfaceAddressesSource. */
-export const DOMAIN_INTERFACE_ADDRESSES = ask(
+export const DOMAIN_INTERFACE_ADDRESSES = question(
   353,
   "DOMAIN_INTERFACE_ADDRESSES",
   (out, { domain, source }: { readonly domain: WireDomain; readonly source: number }) =>
@@ -310,7 +310,7 @@ export const DOMAIN_DEFINE_XML_FLAGS = act(
 );
 
 /** `cpu`: its `<cpu>` element. Refused with what is missing, if the host can't run it. */
-export const CONNECT_COMPARE_HYPERVISOR_CPU = ask(
+export const CONNECT_COMPARE_HYPERVISOR_CPU = question(
   393,
   "CONNECT_COMPARE_HYPERVISOR_CPU",
   (
