@@ -60,3 +60,18 @@ export async function abortable<T>(promise: Promise<T>, signal: AbortSignal | un
     promise.then(resolve, reject).finally(forget);
   });
 }
+
+const sources = new WeakMap<AbortSignal, readonly AbortSignal[]>();
+
+/**
+ * `AbortSignal.any`, but none of the signals is collected before the one that is returned. Node 20 forgets a
+ * time-out (`AbortSignal.timeout`) that only such a signal listens to: it never fires after the next garbage
+ * collection.
+ * @param signals undefined ones are left out; without any, it never fires
+ */
+export function anySignal(...signals: readonly (AbortSignal | undefined)[]): AbortSignal {
+  const all = signals.filter((signal) => signal !== undefined);
+  const any = AbortSignal.any(all);
+  sources.set(any, all);
+  return any;
+}

@@ -9,6 +9,7 @@
  *     asked next                   |--------|    the rest of request 1; what A already covers is skipped
  */
 
+import { anySignal } from "./abort.js";
 import { ProtocolError, quote } from "./errors.js";
 import type { StatusReply } from "./exchange.js";
 import { checkExtentCount, type MapClock, type MapLimits } from "./map-limits.js";
@@ -79,7 +80,7 @@ export async function* blockStatus(
   signal?: AbortSignal,
 ): AsyncGenerator<StatusBatch, void, void> {
   const leaving = new AbortController();
-  const over = signal === undefined ? leaving.signal : AbortSignal.any([signal, leaving.signal]);
+  const over = anySignal(signal, leaving.signal);
   try {
     yield* walk(range, (offset, length) => ask(offset, length, over));
   } finally {

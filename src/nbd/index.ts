@@ -1,5 +1,6 @@
 /** nbd-client-ts: a client for the NBD protocol. This module exports the public API. */
 
+export { anySignal } from "./abort.js";
 export type { StatusBatch, StatusExtent, StatusRuns } from "./block-status.js";
 export type { RequestOptions, WriteOptions, ZeroOptions } from "./changes.js";
 export { NbdClient, type StatusOptions } from "./client.js";

@@ -1,7 +1,7 @@
 /** The connections to one export: opens them, detects their loss and replaces them. */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { abortable, aborted } from "./abort.js";
+import { abortable, aborted, anySignal } from "./abort.js";
 import { Connection } from "./connection.js";
 import { dial } from "./dial.js";
 import { ConnectionError, MetaContextError, wasNeverSent } from "./errors.js";
@@ -246,7 +246,7 @@ export class Pool {
     const late = new AbortController();
     const timer = setTimeout(() => late.abort(), Math.min(outage.leftMs, MOST_MS));
     try {
-      await prepare(AbortSignal.any([this.#stop.signal, late.signal]));
+      await prepare(anySignal(this.#stop.signal, late.signal));
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);
       throw new ConnectionError("NBD_CONNECT_FAILED", reason, { cause });

@@ -1,5 +1,6 @@
 import { setMaxListeners } from "node:events";
 import pLimit from "p-limit";
+import { anySignal } from "../../nbd/index.js";
 
 /**
  * Calls `work` for every item, at most `atOnce` at a time. The first failure aborts the signal that the other
@@ -14,7 +15,7 @@ export async function allOrNone<T, R>(
   work: (item: T, signal: AbortSignal) => Promise<R>,
 ): Promise<R[]> {
   const stop = new AbortController();
-  const either = AbortSignal.any(signal ? [signal, stop.signal] : [stop.signal]);
+  const either = anySignal(signal, stop.signal);
   // Every request of every item may add a listener, so many listeners are not a leak.
   setMaxListeners(0, either);
   const limit = pLimit(atOnce);

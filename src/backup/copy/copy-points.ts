@@ -11,6 +11,7 @@
  * Nothing here changes the repository that is copied. Points of the other one are only changed by its prune.
  */
 
+import { anySignal } from "../../nbd/index.js";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import type { Retention } from "../prune/retention.js";
 import type { RateLimit } from "../pull/rate-limit.js";
@@ -296,7 +297,7 @@ class DomainCopy {
     await make(manifest.id, async (pending) => {
       const text = await copyFiles(pending, {
         ...{ from, domain, manifest, limit },
-        signal: AbortSignal.any([stop, pending.signal]),
+        signal: anySignal(stop, pending.signal),
         onBytes: (bytes) => this.#progress(bytes),
       });
       await pending.commit({ text }, { sync: true });

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { NbdAddress, ReconnectOptions } from "../../nbd/index.js";
+import { anySignal, type NbdAddress, type ReconnectOptions } from "../../nbd/index.js";
 import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { LastingForward } from "../host/lasting-forward.js";
 import { isLocalOnly } from "../host/listen-address.js";
@@ -129,7 +129,7 @@ function forwardedConnection(
     walk: async (signal, work) => {
       const ends = [...(signal ? [signal] : []), ...(reconnects ? [] : [forward.lost])];
       try {
-        return await work(AbortSignal.any(ends));
+        return await work(anySignal(...ends));
       } catch (error) {
         signal?.throwIfAborted();
         // Attempts to reconnect after the end of a job are refused, too; then its end is the reason.

@@ -1,5 +1,6 @@
 import { statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
+import { anySignal } from "../../nbd/index.js";
 import type { PreconditionError } from "../base/errors.js";
 import type { ScratchSample } from "./judge-scratch.js";
 import { ScratchPlace, type ScratchPolicy } from "./scratch-place.js";
@@ -57,7 +58,7 @@ export async function whileScratchLasts<T>(
   const watching =
     thresholds && thresholds.rooms.length > 0 && watchThresholds(thresholds, options, done.signal, stop);
   try {
-    return await work(AbortSignal.any(signal ? [signal, short.signal] : [short.signal]));
+    return await work(anySignal(signal, short.signal));
   } catch (error) {
     throw short.signal.aborted ? short.signal.reason : error;
   } finally {

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal } from "../../nbd/index.js";
 import { hasCode, messageOf, type PreconditionError } from "../base/errors.js";
 import type { ImageName, ImageSize } from "../libvirt/image-sizes.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
@@ -93,7 +94,7 @@ export async function watchThresholds(
       // What went off while nobody listened is found by looking.
       bell.ring();
       try {
-        await lookAtEachRing(bell, { until: AbortSignal.any([done, lost]), restMs }, look);
+        await lookAtEachRing(bell, { until: anySignal(done, lost), restMs }, look);
       } finally {
         await stop();
       }

@@ -1,4 +1,5 @@
 import { connect } from "node:net";
+import { anySignal } from "../../nbd/index.js";
 
 /** Whether somebody takes a TCP connection, which is ended at once. */
 export async function canConnect({
@@ -13,7 +14,7 @@ export async function canConnect({
   readonly signal: AbortSignal | undefined;
 }): Promise<boolean> {
   const patience = AbortSignal.timeout(Math.ceil(timeoutMs));
-  const socket = connect({ host, port, signal: AbortSignal.any(signal ? [signal, patience] : [patience]) });
+  const socket = connect({ host, port, signal: anySignal(signal, patience) });
   try {
     return await new Promise<boolean>((resolve) => {
       socket.once("connect", () => resolve(true));

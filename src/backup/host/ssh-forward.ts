@@ -1,6 +1,7 @@
 /** Forwards a socket on this host to one on another host, through ssh. */
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { endWithHelpers, killGroup } from "./helpers-of-process.js";
@@ -144,7 +145,7 @@ export class SshForward implements AsyncDisposable {
    */
   async answers(withinMs: number, signal?: AbortSignal): Promise<boolean> {
     const { stdin, stdout } = this.#child;
-    const inTime = AbortSignal.any([AbortSignal.timeout(withinMs), this.lost, ...(signal ? [signal] : [])]);
+    const inTime = anySignal(AbortSignal.timeout(withinMs), this.lost, signal);
     const answered = once(stdout, "data", { signal: inTime }).then(
       () => true,
       () => false,

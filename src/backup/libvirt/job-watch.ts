@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal } from "../../nbd/index.js";
 import { hasCode } from "../base/errors.js";
 import { isHangUp } from "./guest-end.js";
 import { jobFactsOf } from "./job-info.js";
@@ -75,12 +76,12 @@ export async function whileJobRuns<T>(
   };
   const watching = watch().catch(() => undefined);
   try {
-    return await work(AbortSignal.any(signal ? [signal, end.signal] : [end.signal]));
+    return await work(anySignal(signal, end.signal));
   } catch (error) {
     signal?.throwIfAborted();
     // The server of the exports may be gone a moment before libvirt says why.
     const noticeMs = NOTICE_MS[isHangUp(error) ? "afterHangUp" : "otherwise"];
-    await firstOf(end.signal, AbortSignal.any([AbortSignal.timeout(noticeMs), ...(signal ? [signal] : [])]));
+    await firstOf(end.signal, anySignal(AbortSignal.timeout(noticeMs), signal));
     throw end.signal.aborted ? end.signal.reason : error;
   } finally {
     done.abort();

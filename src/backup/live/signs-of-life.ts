@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal } from "../../nbd/index.js";
 import { hasCode, messageOf } from "../base/errors.js";
 import { canConnect } from "../host/can-connect.js";
 import { isMissing } from "../host/durable-files.js";
@@ -111,7 +112,7 @@ async function agentAnswers(
 ): Promise<string | undefined> {
   const patience = AbortSignal.timeout(Math.ceil(Math.min(leftMs, ANSWER_MS)));
   try {
-    const bounded = libvirt.withSignal(AbortSignal.any(signal ? [signal, patience] : [patience]));
+    const bounded = libvirt.withSignal(anySignal(signal, patience));
     await bounded.mountpoints(domain);
     return undefined;
   } catch (error) {

@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import { explained, hasCode, PreconditionError } from "../base/errors.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { removeCopied } from "../repository/copied-record.js";
@@ -95,7 +96,7 @@ export async function forgetDomain(options: ForgetOptions): Promise<Forgotten> {
 
 async function forget(options: ForgetOptions, { folder, assertHeld, lost }: HeldLock): Promise<Forgotten> {
   const { domain, before, onStep = () => undefined } = options;
-  const signal = AbortSignal.any(options.signal ? [options.signal, lost] : [lost]);
+  const signal = anySignal(options.signal, lost);
   const { forgotten, unfinished, isWhole } = await decide(options, folder);
   if (forgotten.points.length === 0) return forgotten;
   await noReaders(folder, domain, READERS_WAIT_MS, signal);

@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import { PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
@@ -51,7 +52,7 @@ export async function mergeInStore(
   { isLive, ...options }: PruneOptions & { readonly isLive: (id: string) => boolean },
 ): Promise<MergedInStore> {
   const { repository, domain, signal: stop } = options;
-  const signal = stop ? AbortSignal.any([stop, writing.lost]) : writing.lost;
+  const signal = anySignal(stop, writing.lost);
   const merge = await writing.merge(point.id, { signal });
   const done: MergedOne[] = [];
   try {

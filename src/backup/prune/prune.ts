@@ -16,6 +16,7 @@
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
  */
 
+import { anySignal } from "../../nbd/index.js";
 import { DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { freeBytes } from "../host/free-bytes.js";
@@ -87,7 +88,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     );
   }
   const work = async (held: HeldLock): Promise<PruneResult> => {
-    const signal = AbortSignal.any(options.signal ? [options.signal, held.lost] : [held.lost]);
+    const signal = anySignal(options.signal, held.lost);
     try {
       return await new Prune({ ...options, signal }, held).run();
     } catch (error) {

@@ -1,4 +1,5 @@
 import { setMaxListeners } from "node:events";
+import { anySignal } from "../../nbd/index.js";
 import { ReorderBuffer } from "./reorder.js";
 import type { Segment } from "./segment.js";
 
@@ -54,7 +55,7 @@ export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
   const { recorder } = options;
   const segments = options.segments[Symbol.asyncIterator]();
   const stop = new AbortController();
-  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
+  const signal = anySignal(options.signal, stop.signal);
   // Each read in flight listens to it, so a large number of listeners is not a leak.
   setMaxListeners(0, signal);
   const reorder = new ReorderBuffer((outcome: T) => recorder.record(outcome));

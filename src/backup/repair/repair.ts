@@ -8,6 +8,7 @@
  * store make new ones. Whenever this room is killed, nothing is lost, and the next repair goes on.
  */
 
+import { anySignal } from "../../nbd/index.js";
 import { isUnreadable } from "../base/damage.js";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
@@ -76,7 +77,7 @@ export async function repairPoints(options: RepairOptions): Promise<Mend[]> {
     return await repository.writingInStore(domain, (writing) => mendInStore(writing, options), signal);
   }
   const work = async ({ assertHeld, lost }: HeldLock): Promise<Mend[]> => {
-    const both = AbortSignal.any(signal ? [signal, lost] : [lost]);
+    const both = anySignal(signal, lost);
     const menderOf = async ({ id }: Manifest, disk: DiskManifest): Promise<ImageMender> =>
       new FolderMender(await repository.holdPoint(domain, id), disk, assertHeld);
     return await mendPoints(menderOf, { ...options, signal: both });

@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import { BackupError, DamageError, PreconditionError } from "../base/errors.js";
 import { Layer } from "../chain/layer.js";
 import { findWrongRefcounts } from "../qcow2/check.js";
@@ -95,7 +96,7 @@ export class StoreMender implements ImageMender {
     const { domain, point, signal: stop, onStep, onVersions } = this.#options;
     if (!this.#writing.canMerge) throw cannotReplace(domain);
     const { lost } = this.#writing;
-    const signal = stop ? AbortSignal.any([stop, lost]) : lost;
+    const signal = anySignal(stop, lost);
     const based = await this.#basedOn(point.id);
     const merge = await this.#writing.merge(point.id, { signal });
     try {

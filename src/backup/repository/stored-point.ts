@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import { keepLocally } from "../storage/kept-locally.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
@@ -32,7 +33,7 @@ export async function makeStoredPoint<T>(
   const createdAt = new Date();
   const { id, clockWarning } =
     typeof given === "string" ? { id: given, clockWarning: undefined } : await newId(given, createdAt);
-  const signal = stop ? AbortSignal.any([stop, writing.lost]) : writing.lost;
+  const signal = anySignal(stop, writing.lost);
   const point = await writing.begin(id, { filesAtOnce, goOn, signal });
   let isPublished = false;
   try {

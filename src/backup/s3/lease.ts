@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isDead, type SystemProcess, thisSystemProcess } from "../host/process-identity.js";
@@ -201,7 +202,7 @@ class HeldLease implements Lease {
       const sentAt = performance.now();
       try {
         const inTime = AbortSignal.timeout(Math.max(0, Math.floor(this.#leftMs())));
-        const etag = await this.#replace(AbortSignal.any([signal, inTime]));
+        const etag = await this.#replace(anySignal(signal, inTime));
         if (etag === undefined) return this.lose();
         this.#etag = etag;
         this.#renewedAt = sentAt;

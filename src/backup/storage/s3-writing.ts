@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
@@ -87,7 +88,7 @@ class S3Writing implements StoreWriting {
   }: AskOptions & { readonly goOnWith?: ReadonlySet<string> | undefined } = {}): Promise<void> {
     const { bucket, prefix, isPoint } = this.#place;
     const { lost } = this.#lease;
-    const options = { signal: signal ? AbortSignal.any([signal, lost]) : lost };
+    const options = { signal: anySignal(signal, lost) };
     for await (const { key } of bucket.list(`${prefix}.`, options)) {
       const id = notedPoint(key.slice(prefix.length));
       if (id === undefined || !isPoint(id)) continue;
@@ -338,7 +339,7 @@ async function soonEnough(
   };
   const timer = setTimeout(giveUpNow, REMOVAL_MS);
   try {
-    await work({ signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal });
+    await work({ signal: anySignal(signal, late.signal) });
   } finally {
     clearTimeout(timer);
   }

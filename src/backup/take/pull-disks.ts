@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { setMaxListeners } from "node:events";
-import type { NbdClient } from "../../nbd/index.js";
+import { anySignal, type NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
 import { CompressThreads } from "../compress/compress-threads.js";
@@ -82,7 +82,7 @@ export async function pullAll(
   const { connect, window, mustLeave } = sharesOf(options);
   // Clients are opened for both walks over the disks, and a failure of any disk ends what they wait for.
   const failed = new AbortController();
-  const signal = AbortSignal.any([options.signal, failed.signal]);
+  const signal = anySignal(options.signal, failed.signal);
   setMaxListeners(0, signal);
   const each = async <T extends { readonly name: string }, R>(
     disks: readonly T[],

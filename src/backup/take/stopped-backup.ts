@@ -8,6 +8,7 @@
  *          ^---------------------------------------- the next one, whether the domain runs by then or not
  */
 
+import { anySignal } from "../../nbd/index.js";
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { closeAll, together } from "../base/in-parallel.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
@@ -168,7 +169,7 @@ async function serveAndTake(
   const isOnDevices = images.devices.length > 0;
   await using watch = isOnDevices ? await StartWatch.of(libvirt, domain) : undefined;
   const started = watch ? [watch.started] : [];
-  const signal = AbortSignal.any(options.signal ? [options.signal, ...started] : started);
+  const signal = anySignal(options.signal, ...started);
   for (const path of await images.uncounted()) options.onWarning?.(uncounted(path));
   try {
     const disks: PointDisk[] = [];

@@ -11,6 +11,7 @@
  * point, and never commits only some of the disks.
  */
 
+import { anySignal } from "../../nbd/index.js";
 import { diskIdentities } from "../guest/disk-identity.js";
 import { keepFiles } from "../guest/keep-files.js";
 import { assertCompressible } from "../pull/compressed-store.js";
@@ -70,7 +71,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     await refuseOtherFolder(options, home);
     for (const notice of await firstPointNotices(repository, domain, home)) options.onWarning?.(notice);
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
-    const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
+    const signal = anySignal(options.signal, pending.signal);
     const clients = options.clients ?? [];
     const disksNow = await withParentsOfNow(options, home);
     try {

@@ -1,3 +1,4 @@
+import { anySignal } from "../../../nbd/index.js";
 import { PreconditionError, UsageError } from "../../base/errors.js";
 import { type Keepalive, RpcConnection } from "./connection.js";
 import type { DaemonAddress } from "./daemon-address.js";
@@ -41,7 +42,7 @@ export async function openConnection(
   const late = new LateError(`libvirt did not open ${address.uri} in ${options.timeoutMs / 1000} s`);
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(late), options.timeoutMs);
-  const signal = AbortSignal.any([timeout.signal, options.signal]);
+  const signal = anySignal(timeout.signal, options.signal);
   let connection: RpcConnection | undefined;
   try {
     connection = new RpcConnection(await dial(address, signal));
