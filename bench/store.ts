@@ -1,11 +1,12 @@
 /**
- * The object store of the workloads that need one: Ceph, of one node, in memory, on loopback. It is started
- * once and used by all of them, since filling it takes longer than what is measured.
+ * The object store of the workloads that need one: Ceph, of one node, in memory, on loopback. Those that read
+ * share one, since filling it takes longer than what is measured. Each run that writes gets another one, since
+ * what is removed stays in Ceph's memory for hours.
  */
 
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { MINE, startCeph } from "./ceph.js";
+import { type Ceph, MINE, startCeph } from "./ceph.js";
 import { NBDPULL } from "./paths.js";
 
 const BUCKET = "bench";
@@ -13,12 +14,12 @@ const BUCKET = "bench";
 let started: Promise<BenchStore> | undefined;
 
 export class BenchStore {
-  readonly endpoint: string;
+  readonly #ceph: Ceph;
   /** Addresses by the folders whose repositories they have. */
   readonly #copies = new Map<string, Promise<string>>();
 
-  private constructor(endpoint: string) {
-    this.endpoint = endpoint;
+  private constructor(ceph: Ceph) {
+    this.#ceph = ceph;
   }
 
   /** The store, which ends with this process. From here on, programs that this process starts may use it. */
@@ -27,13 +28,21 @@ export class BenchStore {
     return started;
   }
 
+  /** A store in which nothing is, in place of the one that was there. */
+  static async another(): Promise<BenchStore> {
+    const last = await started;
+    if (last) await last.#ceph.end();
+    started = BenchStore.#start();
+    return await started;
+  }
+
   static async #start(): Promise<BenchStore> {
-    const { endpoint } = await startCeph();
-    const store = new BenchStore(endpoint);
+    const ceph = await startCeph();
+    const store = new BenchStore(ceph);
     Object.assign(process.env, {
       AWS_ACCESS_KEY_ID: MINE.accessKeyId,
       AWS_SECRET_ACCESS_KEY: MINE.secretAccessKey,
-      AWS_ENDPOINT_URL: store.endpoint,
+      AWS_ENDPOINT_URL: ceph.endpoint,
       AWS_REGION: "us-east-1",
     });
     const client = new S3Client({ credentials: MINE, forcePathStyle: true });

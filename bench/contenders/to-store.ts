@@ -14,7 +14,7 @@ const CEPH = [PROGRAMS.radosgw, PROGRAMS.cephMon, PROGRAMS.cephOsd];
 const DOMAIN = "bench";
 
 async function newPlace(): Promise<string> {
-  return (await BenchStore.shared()).emptyPlace();
+  return (await BenchStore.another()).emptyPlace();
 }
 
 /** The disk of a running job as a restore point in a new repository in the store. */
@@ -25,17 +25,10 @@ export function nbdpullAttachToStore(): Contender {
     command: async (task) => {
       const xml = join(dirname(task.output), "job.xml");
       await writeFile(xml, jobXml(task.sources));
-      const args = [
-        "attach",
-        "--xml",
-        xml,
-        "--domain",
-        DOMAIN,
-        "--to",
-        await newPlace(),
-        "--create",
-        "--quiet",
-      ];
+      const place = await newPlace();
+      // A repository is made once: what the store can do is found out then.
+      await execa(process.execPath, [NBDPULL, "init", place]);
+      const args = ["attach", "--xml", xml, "--domain", DOMAIN, "--to", place, "--quiet"];
       return { program: process.execPath, args: [NBDPULL, ...args] };
     },
     verify: async (task, { args }) => {

@@ -10,7 +10,7 @@ export const storeBackup: Workload = {
   name: "store-backup",
   title: "A whole disk of a job to an object store",
   about:
-    "2 GiB of incompressible data in a 4 GiB qcow2 disk, by a unix socket to Ceph in memory on the same machine. nbdpull looks for zeroes and makes digests; the upload sends the image as it is.",
+    "2 GiB of incompressible data in a 4 GiB qcow2 disk, by a unix socket to Ceph in memory on the same machine. nbdpull looks for zeroes and makes digests, in a repository that was made before; the upload sends the image as it is.",
   reference: upload.name,
   contenders: [upload, attach],
   targets: [
