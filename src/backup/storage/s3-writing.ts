@@ -43,6 +43,8 @@ const LATE_NOTE_MS = 10_000;
  * disks they are 96 MiB.
  */
 const IMAGE_BUFFERS = 80 * MIB;
+/** The same of one that is uploaded alone: more gains nothing. */
+const ONE_IMAGE_BUFFERS = 64 * MIB;
 /** The same of a digest file beside its image: one part, which is uploaded before the next one is filled. */
 const IN_ORDER_BUFFERS = 8 * MIB;
 
@@ -252,7 +254,7 @@ class S3Point implements NewStoredPoint {
     return {
       path,
       create: async ({ mostBytes, inOrder }: CreateOptions) => {
-        const share = filesAtOnce === undefined ? IMAGE_BUFFERS : IMAGE_BUFFERS / filesAtOnce;
+        const share = filesAtOnce === 1 ? ONE_IMAGE_BUFFERS : IMAGE_BUFFERS / (filesAtOnce ?? 1);
         const bufferBytes = inOrder && filesAtOnce !== undefined ? IN_ORDER_BUFFERS : share;
         const left = await this.#left?.upload(key, { signal });
         const options = { signal, mostBytes, inOrder, bufferBytes, left };
