@@ -61,7 +61,8 @@ await describeWithLibvirt("a guest that runs from a point", () => {
   });
 
   const newName = (suffix: string): string => {
-    const name = `${lab.domain}-${suffix}`;
+    // Another one when the test is repeated.
+    const name = `${lab.domain}-${suffix}${names.length}`;
     names.push(name);
     return name;
   };
@@ -252,7 +253,11 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     }
     expect((await nbdpull(...args(one, point, "--resume"))).code).toBe(0);
     expect(await notes()).toEqual([]);
-    for (const name of [one, other]) await expectPoint(name);
+    for (const name of [one, other]) {
+      // Its images are QEMU's while it runs.
+      await virsh("destroy", name);
+      await expectPoint(name);
+    }
 
     await virsh("undefine", lab.domain, "--checkpoints-metadata");
     names.push(lab.domain);
@@ -435,9 +440,10 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
 
     expect((await nbdpull("verify", repo, lab.domain, "--at", point)).code).toBe(3);
-    const refused = await nbdpull(...args(newName("refused"), point));
+    const unmade = newName("refused");
+    const refused = await nbdpull(...args(unmade, point));
     expect([refused.code, refused.json()]).toMatchObject([3, { error: { restorable: [unstartable] } }]);
-    expect(await readdir(folder)).not.toContain(`${lab.domain}-refused`);
+    expect(await readdir(folder)).not.toContain(unmade);
   });
 
   async function allocated(name: string): Promise<number> {
