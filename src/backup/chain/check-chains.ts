@@ -32,7 +32,7 @@ export async function checkChains(
 
 async function checkLayer(folder: StoredFolder, { point, disk }: Link, signal?: AbortSignal): Promise<void> {
   try {
-    await using layer = await Layer.open(folder, point.id, disk, { blocking: true, signal });
+    await using layer = await Layer.open(folder, point.id, disk, { signal });
     const runs = layer.runs(failOnDamage(layer));
     // The SHA-256 of the digest file is compared at its end, so all runs must be read.
     for await (const _ of runs) signal?.throwIfAborted();

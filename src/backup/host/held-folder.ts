@@ -1,58 +1,46 @@
 import { randomUUID } from "node:crypto";
+import { constants, type Dirent, readlinkSync, type Stats } from "node:fs";
 import {
-  closeSync,
-  constants,
-  type Dirent,
-  fchmodSync,
-  fstatSync,
-  lstatSync,
-  openSync,
-  open as openWithCallback,
-  readdirSync,
-  readlinkSync,
-  readSync,
-  type Stats,
-  statSync,
-} from "node:fs";
-import { access, link, mkdir, open, rename, rmdir, unlink } from "node:fs/promises";
+  access,
+  type FileHandle,
+  link,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rmdir,
+  stat,
+  unlink,
+} from "node:fs/promises";
 import { join } from "node:path";
-import { promisify } from "node:util";
 import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
-import { EventLoopTurn } from "../base/event-loop-turn.js";
 import { isMissing, syncFile } from "./durable-files.js";
-import { openPlain, PLAIN, PRIVATE_FILE } from "./plain-files.js";
+import { openPlain, PRIVATE_FILE } from "./plain-files.js";
 
 /** Read and written by its owner only. */
 const PRIVATE_FOLDER = 0o700;
 const SETGID = 0o2000;
 /** How deep folders are removed at a time: each level keeps a descriptor open. */
 const MOST_LEVELS = 32;
-const CLOSED = -1;
-const opened = promisify(openWithCallback);
-
-/** Of all folders together: they are read one after the other, often by the hundred. */
-const breather = new EventLoopTurn();
 
 /**
  * A folder that is kept open while it is used. Others may write to it, so its path is used only once: what is
  * in it is opened below the descriptor, as `openat` does, one name at a time and without following links. If
  * somebody puts a link in the folder's place meanwhile, nothing is read or written where that link leads.
- *
- * What is short is done on the calling thread, which waits meanwhile: opening, looking and reading. A trip
- * through libuv's threads takes many times as long, and a prune makes thousands (docs/performance.md).
  */
 export class HeldFolder implements AsyncDisposable {
   /** For messages. */
   readonly path: string;
   /** A folder can be renamed, so it gets its name when everything in it is complete. */
   readonly foldersAppearWhole = true;
-  #descriptor: number;
+  readonly #handle: FileHandle;
   /** The rights that the group gets to what is made here: bits of a mode. */
   readonly #group: number;
 
-  private constructor(path: string, descriptor: number, group: number) {
+  private constructor(path: string, handle: FileHandle, group: number) {
     this.path = path;
-    this.#descriptor = descriptor;
+    this.#handle = handle;
     this.#group = group;
   }
 
@@ -63,11 +51,11 @@ export class HeldFolder implements AsyncDisposable {
    * @throws the file system's error: ENOENT, ENOTDIR
    */
   static async open(path: string): Promise<HeldFolder> {
-    // Not by this thread: where the server of a file system is away, this waits, and the user may press Ctrl-C.
-    const descriptor = await opened(path, constants.O_RDONLY | constants.O_DIRECTORY);
-    const held = fstatSync(descriptor);
-    const folder = new HeldFolder(path, descriptor, (held.mode & SETGID) === 0 ? 0 : held.mode & 0o070);
-    if (isReachable(folder.reach, held)) return folder;
+    const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+    const held = await handle.stat();
+    const folder = new HeldFolder(path, handle, (held.mode & SETGID) === 0 ? 0 : held.mode & 0o070);
+    const reached = await stat(folder.reach).catch(() => undefined);
+    if (reached && isSameFile(held, reached)) return folder;
     await folder.close();
     const message = `${path} cannot be read safely, because /proc/self/fd is missing: mount /proc`;
     throw new PreconditionError("E_NO_PROC", message, { details: { path } });
@@ -75,7 +63,7 @@ export class HeldFolder implements AsyncDisposable {
 
   /** A path to the folder that stays right when the folder is renamed. It ends with `close`. */
   get reach(): string {
-    return `/proc/self/fd/${this.#descriptor}`;
+    return `/proc/self/fd/${this.#handle.fd}`;
   }
 
   /** Its path without links. */
@@ -106,10 +94,9 @@ export class HeldFolder implements AsyncDisposable {
    * @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder
    */
   async folder(name: string): Promise<HeldFolder | undefined> {
-    await breather.yieldIfDue();
     const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
     try {
-      return new HeldFolder(join(this.path, name), openSync(this.at(name), flags), this.#group);
+      return new HeldFolder(join(this.path, name), await open(this.at(name), flags), this.#group);
     } catch (error) {
       if (isMissing(error)) return undefined;
       if (hasCode(error, "ELOOP") || hasCode(error, "ENOTDIR")) throw await this.#notAFolder(name, error);
@@ -125,7 +112,7 @@ export class HeldFolder implements AsyncDisposable {
     await mkdir(this.at(name), PRIVATE_FOLDER).catch(this.#fail);
     if (this.#group === 0) return;
     await using made = await this.folder(name);
-    if (made) fchmodSync(made.#descriptor, PRIVATE_FOLDER | SETGID | this.#group);
+    if (made) await made.#handle.chmod(PRIVATE_FOLDER | SETGID | this.#group);
   }
 
   /** Gives the group its rights to the files in this folder, which were made for their owner only. */
@@ -141,7 +128,7 @@ export class HeldFolder implements AsyncDisposable {
   /** Leaves rights to this folder and its files to their owner only. */
   async makePrivate(): Promise<void> {
     await this.#chmodFiles(PRIVATE_FILE);
-    fchmodSync(this.#descriptor, PRIVATE_FOLDER);
+    await this.#handle.chmod(PRIVATE_FOLDER);
   }
 
   async #chmodFiles(mode: number): Promise<void> {
@@ -152,37 +139,24 @@ export class HeldFolder implements AsyncDisposable {
 
   /** What is in the folder. */
   async entries(): Promise<Dirent[]> {
-    await breather.yieldIfDue();
-    try {
-      return readdirSync(this.reach, { withFileTypes: true });
-    } catch (error) {
-      throw this.#named(error);
-    }
+    return await readdir(this.reach, { withFileTypes: true }).catch(this.#fail);
   }
 
   async names(): Promise<string[]> {
-    await breather.yieldIfDue();
-    try {
-      return readdirSync(this.reach);
-    } catch (error) {
-      throw this.#named(error);
-    }
+    return await readdir(this.reach).catch(this.#fail);
   }
 
   /** What has this name; undefined: nothing. A link is not followed. */
   async find(name: string): Promise<Stats | undefined> {
-    await breather.yieldIfDue();
-    try {
-      return lstatSync(this.at(name), { throwIfNoEntry: false });
-    } catch (error) {
+    return await lstat(this.at(name)).catch((error: unknown) => {
       if (isMissing(error)) return undefined;
-      throw this.#named(error);
-    }
+      return this.#fail(error);
+    });
   }
 
   /** The folder itself. */
   async status(): Promise<Stats> {
-    return fstatSync(this.#descriptor);
+    return await this.#handle.stat();
   }
 
   /** Whether the name still leads to `folder`, which was opened by it. */
@@ -202,25 +176,21 @@ export class HeldFolder implements AsyncDisposable {
       const path = join(this.path, name);
       return new DamageError("E_LINK", `${path} ${what}`, { cause, details: { path } });
     };
-    await breather.yieldIfDue();
-    let file: number | undefined;
     try {
-      file = openSync(this.at(name), PLAIN);
-      const found = fstatSync(file);
+      await using file = await openPlain(this.at(name));
+      const found = await file.stat();
       if (!found.isFile()) throw refuse("is not a regular file");
       if (found.size > most) throw refuse(`has ${found.size} bytes, and at most ${most} make sense`);
       const bytes = Buffer.alloc(found.size);
       let filled = 0;
       for (let read = -1; read !== 0 && filled < bytes.length; filled += read) {
-        read = readSync(file, bytes, filled, bytes.length - filled, filled);
+        read = (await file.read(bytes, filled, bytes.length - filled, filled)).bytesRead;
       }
       return bytes.subarray(0, filled);
     } catch (error) {
       if (hasCode(error, "ELOOP")) throw refuse("is a symbolic link", error);
       if (hasCode(error, "ENXIO")) throw refuse("is not a regular file", error);
       throw this.#named(error);
-    } finally {
-      if (file !== undefined) closeSync(file);
     }
   }
 
@@ -346,11 +316,8 @@ export class HeldFolder implements AsyncDisposable {
     await syncFile(this.reach);
   }
 
-  /** May be called more than once. */
   async close(): Promise<void> {
-    const descriptor = this.#descriptor;
-    this.#descriptor = CLOSED;
-    if (descriptor !== CLOSED) closeSync(descriptor);
+    await this.#handle.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -383,15 +350,6 @@ async function chmodOurs(path: string, mode: number): Promise<void> {
   // A file with another name may lie elsewhere too, where others need it as it is.
   const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
   if (isOurs) await file.chmod(mode);
-}
-
-/** Whether the path through the descriptor leads to the folder: not where /proc is missing. */
-function isReachable(path: string, held: Stats): boolean {
-  try {
-    return isSameFile(held, statSync(path));
-  } catch {
-    return false;
-  }
 }
 
 function isSameFile(one: Stats, other: Stats): boolean {

@@ -7,8 +7,6 @@ import { DamageError, hasCode } from "../base/errors.js";
 
 /** Read and written by their owner only. */
 export const PRIVATE_FILE = 0o600;
-/** Flags that open a file to be read, but follow no link at its end and wait for no writer of a FIFO. */
-export const PLAIN = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 const PIECE_BYTES = 1024 * 1024;
 /** A path through a descriptor of this process: the descriptor, and the names below the folder. */
 const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
@@ -19,7 +17,7 @@ const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
  * @throws the file system's error: ELOOP for a link
  */
 export async function openPlain(path: string): Promise<FileHandle> {
-  return await open(path, PLAIN);
+  return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
 }
 
 /**
@@ -38,7 +36,7 @@ export async function createPrivate(path: string): Promise<FileHandle> {
 export function openPlainNow(path: string): number {
   let file: number;
   try {
-    file = openSync(path, PLAIN);
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   } catch (error) {
     throw hasCode(error, "ELOOP") || hasCode(error, "ENXIO") ? notAFile(path, error) : error;
   }

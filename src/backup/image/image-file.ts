@@ -5,12 +5,10 @@ import {
   constants,
   fdatasync,
   fstat,
-  fstatSync,
   fsync,
   ftruncate,
   ftruncateSync,
   open,
-  openSync,
   read,
   readSync,
   unlink,
@@ -19,20 +17,17 @@ import {
 } from "node:fs";
 import { promisify } from "node:util";
 import { BackupError, DamageError, hasCode, UsageError } from "../base/errors.js";
-import { EventLoopTurn } from "../base/event-loop-turn.js";
 import { shownPath } from "../host/plain-files.js";
 import { fillFrom } from "./fill-file.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
 const removed = promisify(unlink);
-const breather = new EventLoopTurn();
 
 export interface ReadOptions {
   /**
    * Read and decompress on the calling thread, which waits meanwhile. This is for threads that do nothing
-   * else, since libuv has four threads for the whole process; and for walks over tables, whose reads are so
-   * short that a trip through those threads takes longer.
+   * else, since libuv has four threads for the whole process.
    */
   readonly blocking?: boolean | undefined;
   /** Ends reads of a file that is elsewhere. Those of this machine's files are not waited for so long. */
@@ -83,8 +78,8 @@ export class ImageFile {
    * @throws {DamageError} for anything but a regular file
    */
   static async open(path: string, { blocking }: ReadOptions = {}): Promise<ImageFile> {
-    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDONLY, blocking), blocking);
-    const stats = blocking ? fstatSync(file.#descriptor) : await status(file.#descriptor);
+    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDONLY), blocking);
+    const stats = await status(file.#descriptor);
     if (stats.isFile()) return file;
     await file.close();
     throw unsuitable(file.path, "is not a regular file");
@@ -123,7 +118,7 @@ export class ImageFile {
   }
 
   async size(): Promise<number> {
-    return (this.#blocking ? fstatSync(this.#descriptor) : await status(this.#descriptor)).size;
+    return (await status(this.#descriptor)).size;
   }
 
   /**
@@ -131,10 +126,7 @@ export class ImageFile {
    * @returns bytes read
    */
   async read(target: Uint8Array, position: number): Promise<number> {
-    if (this.#blocking) {
-      await breather.yieldIfDue();
-      return this.#readNow(target, position);
-    }
+    if (this.#blocking) return this.#readNow(target, position);
     return await this.#transfer("reading", target.length, position, (done, callback) =>
       read(this.#descriptor, target, done, target.length - done, position + done, callback),
     );
@@ -294,10 +286,9 @@ export class ImageFile {
 }
 
 /** Without O_NONBLOCK, opening a FIFO would wait for its other end. */
-async function openUnfollowed(path: string, mode: number, blocking = false): Promise<number> {
-  const flags = mode | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+async function openUnfollowed(path: string, flags: number): Promise<number> {
   try {
-    return blocking ? openSync(path, flags) : await opened(path, flags);
+    return await opened(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   } catch (error) {
     if (hasCode(error, "ELOOP")) throw unsuitable(shownPath(path), "is a symbolic link", error);
     if (hasCode(error, "ENXIO")) throw unsuitable(shownPath(path), "is not a regular file", error);

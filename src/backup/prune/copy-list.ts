@@ -1,5 +1,4 @@
 import { DamageError } from "../base/errors.js";
-import { EventLoopTurn } from "../base/event-loop-turn.js";
 import { isZero } from "../base/zeroes.js";
 import type { ImageReader } from "../image/image.js";
 import { clustersIn } from "../image/image.js";
@@ -7,6 +6,7 @@ import { type Guard, ImageFile } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
+import { EventLoopTurn } from "../threads/event-loop-turn.js";
 
 /** A copy from one image into another. Offsets are host offsets, in bytes. */
 interface ListedCopy {

@@ -1,4 +1,3 @@
-import { EventLoopTurn } from "../base/event-loop-turn.js";
 import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
@@ -15,6 +14,7 @@ import { Qcow2Reader } from "../qcow2/reader.js";
 import type { HolderMark } from "../repository/domain-lock.js";
 import { type DiskManifest, diskOf, imageName, PRUNED_BELOW } from "../repository/manifest.js";
 import type { StagedNames } from "../repository/prune-journal.js";
+import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
 import type { DiskChain } from "./disk-chain.js";
 import type { MergeMethod } from "./merge-method.js";

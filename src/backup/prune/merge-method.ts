@@ -23,7 +23,7 @@ export interface MergeMethod {
  * @throws {DamageError} a layer is missing, or its tables or digest file are damaged
  */
 export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> {
-  const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
+  const layers = await openChain(chain.repository, chain.domain, chain.links);
   try {
     const finest = finestOf(chain, layers);
     const visible = await visibleBytes(layers, finest, failOnDamage);

@@ -217,9 +217,7 @@ class Prune {
     const bytes = await changeableBytes(path);
     const base = { point: link.point.id, file: link.disk.file, bytes };
     if (isRawBase(chain, method)) return { merge, chain, method, record: { ...record, base } };
-    const [damaged] = (await checkQcow2(path, { blocking: true, signal: this.#options.signal })).filter(
-      ({ severity }) => severity === "damage",
-    );
+    const [damaged] = (await checkQcow2(path, this.#options)).filter(({ severity }) => severity === "damage");
     if (damaged) {
       const message = `disk ${merge.disk} of point ${link.point.id} is damaged, so nothing can be merged into its image: ${damaged.message}. Nothing was changed; "nbdpull verify" tells more`;
       throw new DamageError("E_DAMAGED", message, { details: { point: link.point.id, disk: merge.disk } });

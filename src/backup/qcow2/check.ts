@@ -1,5 +1,4 @@
 import { BackupError } from "../base/errors.js";
-import type { ReadOptions } from "../image/image-file.js";
 import type { FilePlace } from "../image/readable-file.js";
 import {
   decodeL1Entry,
@@ -32,7 +31,9 @@ interface TableLocation {
   readonly length: number;
 }
 
-type CheckOptions = Pick<ReadOptions, "blocking" | "signal">;
+interface CheckOptions {
+  readonly signal?: AbortSignal | undefined;
+}
 
 /** A broken table causes thousands of findings, and the first ones say enough. */
 const MAX_FINDINGS = 1000;
@@ -54,7 +55,7 @@ const L1_PIECE_BYTES = 64 * 1024;
 export async function checkQcow2(place: FilePlace, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
   let file: Qcow2File;
   try {
-    file = await Qcow2File.open(place, { blocking: options.blocking });
+    file = await Qcow2File.open(place);
   } catch (error) {
     if (!isOfImage(error)) throw error;
     return [{ severity: "damage", message: error.message }];

@@ -25,8 +25,6 @@ export interface RestoreSourceOptions {
   readonly window?: Window | undefined;
   /** Preferred size of the target's writes, in bytes. */
   readonly preferredBlock?: number | undefined;
-  /** As in `ReadOptions`, for a copy: this thread reads only tables then. */
-  readonly blocking?: boolean | undefined;
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
@@ -75,9 +73,9 @@ export class RestoreSource implements AsyncDisposable {
    * @throws {DamageError} a layer is missing or does not fit its manifest
    */
   static async open(options: RestoreSourceOptions): Promise<RestoreSource> {
-    const { repository, domain, point, disk, blocking, signal } = options;
+    const { repository, domain, point, disk, signal } = options;
     const links = await findChain(repository, domain, point, disk);
-    return new RestoreSource(options, await openChain(repository, domain, links, { blocking, signal }));
+    return new RestoreSource(options, await openChain(repository, domain, links, { signal }));
   }
 
   /**

@@ -144,9 +144,7 @@ async function restoreFile(
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    ...(repository.isInStore
-      ? storeWindow(sharers, options)
-      : { preferredBlock: COPIED_AT_A_TIME, blocking: true }),
+    ...(repository.isInStore ? storeWindow(sharers, options) : { preferredBlock: COPIED_AT_A_TIME }),
     onProgress: (state) => options.onProgress?.(disk, state),
   });
   const { geometry, chain, assurance } = source;

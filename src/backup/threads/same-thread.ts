@@ -1,6 +1,6 @@
 import pLimit from "p-limit";
 import type { BackupError } from "../base/errors.js";
-import { EventLoopTurn } from "../base/event-loop-turn.js";
+import { EventLoopTurn } from "./event-loop-turn.js";
 import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.js";
 
 /**

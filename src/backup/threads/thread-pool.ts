@@ -5,8 +5,9 @@
  * Read this file first: `ThreadPool` is the caller's side. Then read thread-side.ts (the thread's side),
  * same-thread.ts (the same interface without a thread) and service-threads.ts, the base class of the five
  * kinds of threads: compress-threads.ts, digest-threads.ts, verify-threads.ts, copy-threads.ts and
- * merge-threads.ts in other rooms. The work itself is never here: it is a `ThreadService` in the room that
- * needs it. Nothing here knows files, images or NBD.
+ * merge-threads.ts in other rooms. event-loop-turn.ts is for synchronous work on the main thread. The work
+ * itself is never here: it is a `ThreadService` in the room that needs it. Nothing here knows files, images
+ * or NBD.
  */
 
 import { createRequire } from "node:module";
