@@ -252,19 +252,31 @@ describe("restore --salvage", () => {
     expect(found.equals(right)).toBe(true);
   });
 
-  it("keeps all that lies before a damaged entry of an image's tables", async () => {
-    const bytes = await readFile(chain.file(0));
-    const l2Table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0x00fffffffffffe00n);
-    await using image = await open(chain.file(0), "r+");
-    // It points behind the end of the file now.
-    await image.write(Buffer.from("8000010000000000", "hex"), 0, 8, l2Table + 20 * 8);
-    const { told, found } = await salvage(0, 3);
-    expect(told.salvaged[0]?.lost.map(({ offset, length }) => [offset, length])).toEqual([
-      [20 * CLUSTER, CLUSTER],
-    ]);
-    const right = (await contentOf(0)).fill(0, 20 * CLUSTER, 21 * CLUSTER);
-    expect(found.equals(right)).toBe(true);
-  });
+  it.each([
+    ["in a full point", 0],
+    ["in an increment", 1],
+  ])(
+    "keeps all that is proven beside damaged and empty entries of an image's tables: %s",
+    async (_, number) => {
+      const bytes = await readFile(chain.file(number));
+      const l2Table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0x00fffffffffffe00n);
+      const stored = Array.from({ length: SIZE / CLUSTER }, (_, cluster) => cluster).filter((cluster) =>
+        bytes.readBigUInt64BE(l2Table + cluster * 8),
+      );
+      const [damaged = 0, ...empty] = stored.slice(-6, -1).reverse();
+      await using image = await open(chain.file(number), "r+");
+      // It points behind the end of the file now.
+      await image.write(Buffer.from("8000010000000000", "hex"), 0, 8, l2Table + damaged * 8);
+      for (const cluster of empty) await image.write(Buffer.alloc(8), 0, 8, l2Table + cluster * 8);
+      const { told, found } = await salvage(number, 3);
+      const right = await contentOf(number);
+      const lost = [damaged, ...empty];
+      for (const cluster of lost) right.fill(0, cluster * CLUSTER, (cluster + 1) * CLUSTER);
+      expect(found.equals(right)).toBe(true);
+      const parts = told.salvaged[0]?.lost ?? [];
+      expect(parts.reduce((sum, { length }) => sum + length, 0)).toBe(lost.length * CLUSTER);
+    },
+  );
 
   it.each([
     ["is missing", (): Promise<void> => rm(join(chain.file(1), ".."), { recursive: true })],

@@ -148,7 +148,9 @@ function salvaged(layer: Layer, onLost: OnLost): ReadableLayer {
     async *runs(): AsyncGenerator<LayerRun> {
       const lost: Damage[] = [];
       const ofLost = function* (): Generator<LayerRun> {
-        for (const { guestOffset = 0, length = 0 } of lost.splice(0)) {
+        // Entries that are damaged are found some way ahead of clusters that are missing.
+        const inOrder = lost.splice(0).toSorted((a, b) => (a.guestOffset ?? 0) - (b.guestOffset ?? 0));
+        for (const { guestOffset = 0, length = 0 } of inOrder) {
           const cluster = Math.floor(guestOffset / clusterSize);
           const count = Math.ceil((guestOffset + length) / clusterSize) - cluster;
           yield { kind: "data", cluster, count, hostOffset: NOWHERE, digests: undefined };

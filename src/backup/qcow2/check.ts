@@ -221,7 +221,8 @@ class Check {
       const isTaken = entry.kind === "table" && this.#uses.of(entry.hostOffset / clusterSize) > 0;
       if (!isNeeded && (entry.kind === "invalid" || isTaken)) {
         // What else uses the cluster has it alone: the entry is wrong, whatever it says.
-        this.wrong.push({ position: refcountTableOffset + index * ENTRY_BYTES, length: 8, refcount: 0 });
+        if (this.wrong.length >= MAX_WRONG) this.isDamaged = true;
+        else this.wrong.push({ position: refcountTableOffset + index * ENTRY_BYTES, length: 8, refcount: 0 });
         const problem =
           entry.kind === "invalid"
             ? entry.problem

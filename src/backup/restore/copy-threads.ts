@@ -21,6 +21,12 @@ const QUESTIONS_AHEAD = 2;
 const FEW_BYTES = 32 * 1024 * 1024;
 
 /**
+ * A question that took longer shows a slow disk or mount, on which the calling thread copies nothing more: it
+ * has a reader's mark to renew, and signals to hear.
+ */
+const SLOW_MS = 1000;
+
+/**
  * Threads that copy bytes from images and compare them with their digests. They read, digest and write while
  * the bytes are in the processor's cache. The caller only sends the places of the bytes. What the threads
  * have no time for is done by the calling thread, so there is one less than processors.
@@ -33,11 +39,22 @@ export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, Forgot
   constructor(bytes: number) {
     const most = Math.max(1, Math.min(availableParallelism() - 1, MOST_THREADS));
     const forThreads = most * QUESTIONS_AHEAD;
+    const own = new CopyService();
+    let isSlow = false;
     super({
       script: "#copy-worker",
       most,
-      sameThread: new CopyService(),
-      isForSameThread: bytes <= FEW_BYTES ? undefined : () => this.waiting >= forThreads,
+      sameThread: {
+        answer: async (question) => {
+          const began = performance.now();
+          const answer = await own.answer(question);
+          isSlow ||= performance.now() - began > SLOW_MS;
+          return answer;
+        },
+        onNotice: async (path) => await own.onNotice(path),
+        close: async () => await own.close(),
+      },
+      isForSameThread: bytes <= FEW_BYTES ? undefined : () => !isSlow && this.waiting >= forThreads,
       code: "E_COPY_THREAD",
       lost: "a thread that copies has ended",
       failed: "an image could not be copied",
