@@ -66,8 +66,10 @@ export async function runRehearse(
   await refuseRemote(libvirt);
   const one = async (domain: string): Promise<Rehearsal & { readonly domain: string }> => {
     let name = domain;
+    const choose = async () => await choosePoint(repository, domain, options.at, options.uuid);
     const work = async (): Promise<Rehearsal> => {
-      const point = await choosePoint(repository, domain, options.at, options.uuid);
+      // What is read later has readings of its own. This one would end in an error if another point went.
+      const point = await repository.reading(domain, choose, signal);
       name = point.domain.name;
       return await rehearse({
         ...{ repository, domain, point, sign, libvirt, signal, withinMs: options.within * 1000 },
@@ -84,7 +86,7 @@ export async function runRehearse(
       });
     };
     try {
-      const found = await repository.reading(domain, work, signal);
+      const found = await work();
       await record(name, found.cameUp);
       return { domain, ...found };
     } catch (error) {

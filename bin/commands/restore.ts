@@ -70,7 +70,9 @@ export async function runRestore(
     };
     if (options.live) {
       const { runLive } = await import("./restore-live.js");
-      return await runLive(context, options, { repository, domain, choose });
+      // The disks have readings of their own. This one would end in an error if another point went meanwhile.
+      const chooseWhole = async () => await repository.reading(domain, choose, context.signal);
+      return await runLive(context, options, { repository, domain, choose: chooseWhole });
     }
     const { point, disks } = await choose();
     const originals = await originalFormats(repository, domain, point);
@@ -82,7 +84,8 @@ export async function runRestore(
       progress.stop();
     }
   };
-  await repository.reading(domain, read, context.signal);
+  if (options.live) await read();
+  else await repository.reading(domain, read, context.signal);
 }
 
 async function restoreTo(destination: Destination, job: Job): Promise<void> {

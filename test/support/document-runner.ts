@@ -89,7 +89,7 @@ export class DocumentRunner implements AsyncDisposable {
     if (shown !== undefined)
       await writeFile(join(this.#how().cwd, shown), this.#named(step.output?.join("\n") ?? ""));
     const args = ["-eu", "-o", "pipefail", "-c", command];
-    const ran = await execa("bash", args, { all: true, reject: false, ...this.#how() });
+    const ran = await execa("bash", ["--norc", ...args], { all: true, reject: false, ...this.#how() });
     expect(`${where(block)}: ${command}\n${ran.exitCode === code ? "" : ran.all}exit ${ran.exitCode}`).toBe(
       `${where(block)}: ${command}\nexit ${code}`,
     );
@@ -100,7 +100,7 @@ export class DocumentRunner implements AsyncDisposable {
   async #begin(block: Block, step: Step): Promise<void> {
     const command = this.#named(step.command);
     const args = ["-eu", "-c", `exec ${command}`];
-    const child = spawn("bash", args, { stdio: ["ignore", "pipe", "pipe"], ...this.#how() });
+    const child = spawn("bash", ["--norc", ...args], { stdio: ["ignore", "pipe", "pipe"], ...this.#how() });
     const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
     this.#background.push({ child, ended });
     let said = "";

@@ -11,7 +11,7 @@ const TOOLS = ["virsh", "qemu-img", "qemu-system-x86_64"];
  * Labs are named `nbdpull-lab-PID-RANDOM`, and domains restored from them have a suffix, so that remains of
  * dead processes can be told from labs in use.
  */
-const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+(?:-[a-z]+)?$/;
+const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+(?:-[a-z]+\d*)?$/;
 
 let obstacle: Promise<string | undefined> | undefined;
 

@@ -9,7 +9,7 @@ folder=$(realpath -m "$1") port=$2 monitor=$3
 exec 3<&0 < /dev/null
 if [ "${4:-}" = guarded ]; then
   trap : HUP INT TERM PIPE
-  trap 'exec 2> /dev/null; kill -9 $(jobs -p); wait; rm -rf "$folder"' EXIT
+  trap 'set +e; exec 2> /dev/null; kill -9 $(jobs -p); wait; rm -rf "$folder"' EXIT
 fi
 mkdir -p "$folder"/{mon,osd,rgw,run,crash}
 fsid=$(cat /proc/sys/kernel/random/uuid) osd=$(cat /proc/sys/kernel/random/uuid)

@@ -5,7 +5,6 @@
 import { join } from "node:path";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { turnOnHost } from "../host/turn-on-host.js";
 import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { parseTree } from "../libvirt/xml-tree.js";
@@ -89,18 +88,6 @@ export async function isForgotten(run: DomainRun): Promise<boolean> {
   } catch (error) {
     return hasCode(error, "E_NO_SUCH_DOMAIN");
   }
-}
-
-/** A definition and a start take a second. */
-const TURN_MS = 30_000;
-
-/**
- * Between the look whether there is such a domain and its definition, another process may define it, and
- * libvirt would take ours for a change of that one.
- * @returns ends the turn of this process
- */
-export async function turnFor({ uuid }: LiveState["domain"]): Promise<AsyncDisposable> {
-  return await turnOnHost(`nbdpull-live-${uuid}`, TURN_MS);
 }
 
 /** What was prepared took a while: a domain of that name or UUID would be replaced. */

@@ -22,6 +22,7 @@ import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import { withRestorable } from "../repository/points-without-damage.js";
 import type { Repository } from "../repository/repository.js";
+import { turnFor } from "../restore/domain-turn.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";
@@ -42,7 +43,6 @@ import {
   proveOurs,
   refuseTaken,
   refuseUnfitLive,
-  turnFor,
   unknown,
 } from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
@@ -221,19 +221,21 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   if (state.adapted.length > 0) options.onEvent({ type: "adapted", name, adapted: state.adapted });
   const steady = libvirt.withSignal(undefined);
   const run = new DomainRun(steady, state.domain);
+  let mayBeDefined = false;
   let isDefined = false;
   try {
-    await using turn = await turnFor(state.domain);
+    await using turn = await turnFor(state.domain.uuid);
     void turn;
     await refuseTaken(steady, state.domain);
+    mayBeDefined = true;
     await steady.define(name, definitionOf(definition.xml, state));
     isDefined = true;
     if (options.start) await run.start();
   } catch (error) {
     const isTaken = hasCode(error, "E_DOMAIN_EXISTS");
-    // Nothing was defined then, and a domain that is called so is another one.
-    const isRefused = !isDefined && (isTaken || hasCode(error, "E_LIBVIRT_REFUSED"));
-    if (!isRefused && !(await isForgotten(run))) throw unknown(state, options.folder, error);
+    // Nothing was defined then, and a domain of that name or UUID is another one.
+    const isOthers = !mayBeDefined || (!isDefined && (isTaken || hasCode(error, "E_LIBVIRT_REFUSED")));
+    if (!isOthers && !(await isForgotten(run))) throw unknown(state, options.folder, error);
     await writeLiveState(folder, { ...state, phase: "preparing" });
     await undo(options, folder, state);
     throw isTaken ? error : notStarted(name, error);
@@ -267,7 +269,7 @@ async function goOn(
   await using server = await serveLive(options, state);
   await noteBeside(options, state, { place: folder.realPath, server, hasRun: true });
   if (!isDefined) {
-    await using turn = await turnFor(state.domain);
+    await using turn = await turnFor(state.domain.uuid);
     void turn;
     await refuseTaken(steady, state.domain);
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");

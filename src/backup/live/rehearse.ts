@@ -214,8 +214,8 @@ async function run(
   const watched = { libvirt, run: guest, domain: known, folder, serialLog: SERIAL_LOG, sign };
   let reason = await waitForSign({ ...watched, network: options.network, withinMs, signal });
   let ran: CommandRun | undefined;
-  if (reason === undefined) await reads.record({ repository, domain, point: point.id, isWhole: true });
-  if (reason === undefined && options.command !== undefined) {
+  const hasBooted = reason === undefined;
+  if (hasBooted && options.command !== undefined) {
     const came = await runInGuest({ run: guest, command: options.command, folder, deadline, signal });
     ({ ran, reason } = came);
   }
@@ -227,5 +227,8 @@ async function run(
       onWarning(`there is no picture of its screen: ${messageOf(error)}`);
     }
   }
-  return outcome(reason, said, ran);
+  const found = outcome(reason, said, ran);
+  // A slow store takes none of the guest's time.
+  if (hasBooted) await reads.record({ repository, domain, point: point.id, isWhole: true });
+  return found;
 }

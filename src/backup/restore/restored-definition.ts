@@ -9,7 +9,7 @@ import {
   PreconditionError,
   UsageError,
 } from "../base/errors.js";
-import { shellWord } from "../base/shell-word.js";
+import { domainWord, shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
@@ -22,6 +22,7 @@ import { tryDefinition } from "../libvirt/try-definition.js";
 import { bootFilesOf, damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import { turnFor } from "./domain-turn.js";
 import { refuseInside } from "./restore.js";
 import type { FileTarget } from "./restored-files.js";
 
@@ -192,17 +193,21 @@ export class RestoredDefinition {
     }
     // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
     const steady = libvirt?.withSignal(undefined);
-    if (await steady?.hasDomain(this.uuid).catch(() => false)) {
-      const cause = new Error(`a domain of its UUID ${this.uuid} was made meanwhile`);
-      const byHand = `To have that one run on these disks: virsh define ${shellWord(this.xmlPath)}`;
-      throw this.#failure(`libvirt was not given its definition ${this.xmlPath}`, cause, byHand);
-    }
+    if (!steady) return;
+    let isThere: boolean;
     try {
-      await steady?.define(this.name, this.#xml);
+      await using turn = await turnFor(this.uuid);
+      void turn;
+      isThere = await steady.hasDomain(this.uuid);
+      if (!isThere) await steady.define(this.name, this.#xml);
     } catch (cause) {
       const byHand = `Define it by hand: virsh define ${shellWord(this.xmlPath)}`;
       throw this.#failure(`libvirt did not take its definition ${this.xmlPath}`, cause, byHand);
     }
+    if (!isThere) return;
+    const cause = new Error(`a domain of its UUID ${this.uuid} was made meanwhile`);
+    const byHand = `To have that one run on these disks: virsh define ${shellWord(this.xmlPath)}`;
+    throw this.#failure(`libvirt was not given its definition ${this.xmlPath}`, cause, byHand);
   }
 
   #failure(what: string, cause: unknown, next = ""): BackupError {
@@ -223,7 +228,7 @@ async function refuseOld(
 ): Promise<void> {
   for (const known of [uuid, name]) {
     if (!(await libvirt.hasDomain(known))) continue;
-    const message = `${name} is there still (${known}), and two domains can't have one identity: nothing was restored. Remove its definition first (virsh undefine ${shellWord(name)} --checkpoints-metadata --nvram; its disks stay), or leave --keep-identity out, which makes a domain that can run beside it`;
+    const message = `${name} is there still (${known}), and two domains can't have one identity: nothing was restored. Remove its definition first (virsh undefine ${domainWord(known)} --checkpoints-metadata --keep-nvram, and --keep-tpm where it has a TPM; its disks stay), or leave --keep-identity out, which makes a domain that can run beside it`;
     throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
   }
 }

@@ -16,6 +16,7 @@ export class FetchedAhead {
   /** Bytes that may still be fetched. */
   #left: number;
   #isFetching = true;
+  #timer: NodeJS.Timeout | undefined;
 
   /** @param most bytes that are fetched in all, give or take a read: never more are in memory */
   constructor(most: number) {
@@ -29,11 +30,12 @@ export class FetchedAhead {
 
   /**
    * Runs the fetches, a few at a time, until all are done, there is no more room, or the store fails. Never
-   * rejects.
+   * rejects. When the signal fires, then or later, nothing is kept.
    */
-  async run(fetches: Iterator<() => Promise<void>>, signal: AbortSignal | undefined): Promise<void> {
+  async run(fetches: Iterator<() => Promise<void>>, signal: AbortSignal): Promise<void> {
+    signal.addEventListener("abort", () => this.clear(), { once: true });
     const lane = async (): Promise<void> => {
-      while (this.#isFetching && this.#left > 0 && signal?.aborted !== true) {
+      while (this.#isFetching && this.#left > 0 && !signal.aborted) {
         const next = fetches.next();
         if (next.done) return;
         await next.value().catch((error: unknown) => {
@@ -44,7 +46,7 @@ export class FetchedAhead {
     };
     await Promise.all(Array.from({ length: AT_ONCE }, lane));
     this.#stop();
-    setTimeout(() => this.clear(), KEPT_MS).unref();
+    if (!signal.aborted) this.#timer = setTimeout(() => this.clear(), KEPT_MS).unref();
   }
 
   /** Whether it is still worth fetching. */
@@ -93,6 +95,7 @@ export class FetchedAhead {
   }
 
   clear(): void {
+    clearTimeout(this.#timer);
     this.#stop();
     this.#clusters.clear();
   }
