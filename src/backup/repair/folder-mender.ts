@@ -14,6 +14,7 @@ const NONE: ReadonlySet<number> = new Set();
  * place at a time, so whenever it is killed nothing is lost.
  */
 export class FolderMender implements ImageMender {
+  readonly isDeferred = false;
   readonly digests: DigestsPlace;
   readonly #folder: HeldFolder;
   readonly #disk: DiskManifest;

@@ -13,6 +13,8 @@ export interface WrongRefcount {
 
 /** Takes what was found for one disk of a point, and mends its image. */
 export interface ImageMender extends AsyncDisposable {
+  /** Whether clusters and refcounts are in place only after `finish`. */
+  readonly isDeferred: boolean;
   readonly digests: DigestsPlace;
   refcounts(entries: readonly WrongRefcount[]): Promise<void>;
   cluster(damaged: DamagedCluster, mend: ClusterMend): Promise<void>;

@@ -144,6 +144,8 @@ async function mendDisk(
     } catch (error) {
       // What can't be mended, the verify afterwards tells.
       if (!(error instanceof DamageError) && !isUnreadable(error)) throw error;
+      // A new image would have this damage too, and could not be proven.
+      if (mender?.isDeferred) return mends.filter(({ what }) => what === "digests");
     }
     const gone = await mender?.finish();
     return mends.filter(({ guestOffset = -1 }) => !gone?.has(guestOffset));

@@ -42,6 +42,7 @@ interface StoreMenderOptions {
  * one and with its digests, before anything counts on it.
  */
 export class StoreMender implements ImageMender {
+  readonly isDeferred = true;
   readonly digests: DigestsPlace;
   readonly #writing: StoreWriting;
   readonly #options: StoreMenderOptions;

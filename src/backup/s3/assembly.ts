@@ -5,6 +5,7 @@ import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
 import { type CopiedRange, Multipart } from "./multipart.js";
+import { LARGEST_PART } from "./part-layout.js";
 
 const MIB = 1024 * 1024;
 /** S3 takes no smaller part, but for the last one of an object. */
@@ -89,7 +90,8 @@ export class ObjectAssembly implements AsyncDisposable {
     this.uploadId = uploadId;
     this.#multipart = multipart;
     const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
-    const mostBytes = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
+    const enough = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
+    const mostBytes = Math.min(enough, LARGEST_PART);
     this.#ranges = options.ranges.flatMap((range) => partsOf(range, mostBytes));
     this.#head = Buffer.alloc(options.headBytes);
     this.#tailAt = options.headBytes + bytes;

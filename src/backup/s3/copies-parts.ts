@@ -1,10 +1,15 @@
 import { randomBytes } from "node:crypto";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket } from "./bucket.js";
 import { Multipart } from "./multipart.js";
 
 /** What a store answers that does not copy. */
-const REFUSALS = new Set(["E_S3_LACKS", "E_S3_ACCESS", "E_S3_FAILED", "E_S3_MISSING", "E_S3_CHANGED"]);
+const REFUSALS = new Set(
+  ["LACKS", "ACCESS", "FAILED", "MISSING", "CHANGED", "TOO_LARGE", "TRUNCATED"].map((what) => `E_S3_${what}`),
+);
+/** For a copy of a kilobyte. A store that takes longer is used as one that makes none. */
+const PATIENCE_MS = 30_000;
 
 /**
  * Tries whether a store makes parts of other objects, and whether these are gone once they are removed: a
@@ -18,17 +23,21 @@ export async function copiesParts(
   from: string,
   to: string,
   options: AskOptions,
+  patienceMs = PATIENCE_MS,
 ): Promise<boolean> {
-  const copy = new Multipart(bucket, to, options);
+  const late = AbortSignal.timeout(patienceMs);
+  const bounded = { ...options, signal: anySignal(options.signal, late) };
+  const copy = new Multipart(bucket, to, bounded);
   try {
     const bytes = randomBytes(1024);
     const etag = await bucket.put(from, bytes, options);
     if (await bucket.keptVersion(from, options)) return false;
     const range = { key: from, etag, start: 0, length: bytes.length, isWhole: true };
     await copy.complete([await copy.copy(1, range)]);
-    return (await bucket.get(to, bytes.length, options))?.bytes.equals(bytes) ?? false;
+    return (await bucket.get(to, bytes.length, bounded))?.bytes.equals(bytes) ?? false;
   } catch (error) {
-    if (error instanceof BackupError && REFUSALS.has(error.code)) return false;
+    options.signal?.throwIfAborted();
+    if (late.aborted || (error instanceof BackupError && REFUSALS.has(error.code))) return false;
     throw error;
   } finally {
     await copy.abort();

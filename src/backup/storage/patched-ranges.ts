@@ -22,8 +22,16 @@ export function patchedRanges(
   patches: readonly StoredPatch[],
   options: AskOptions,
 ): AssembledRange[] {
+  const end = patches.reduce((most, { position, length }) => Math.max(most, position + length), 0);
+  // An object that was cut off inside a cluster is filled up with zeroes.
+  const filling: StoredPatch = {
+    position: original.size,
+    length: Math.max(0, end - original.size),
+    read: async () => undefined,
+  };
+  const all = filling.length > 0 ? [filling, ...patches] : patches;
   for (let cellBytes = CELL_BYTES; ; cellBytes *= 2) {
-    const cells = cellsOf(patches, cellBytes);
+    const cells = cellsOf(all, cellBytes);
     const ranges = rangesOf(bucket, original, { cells, cellBytes }, options);
     if (ranges.length <= MOST_RANGES || cells.size <= 1) return ranges;
   }
@@ -52,16 +60,20 @@ function rangesOf(
   options: AskOptions,
 ): AssembledRange[] {
   const ranges: AssembledRange[] = [];
+  const end = [...cells.values()]
+    .flat()
+    .reduce((most, each) => Math.max(most, each.position + each.length), size);
   let at = 0;
   const copyTo = (end: number): void => {
     if (end > at) ranges.push({ key, etag, start: at, length: end - at });
   };
   for (const [cell, patches] of [...cells].sort(([one], [other]) => one - other)) {
     const start = cell * cellBytes;
-    const length = Math.min(size - start, cellBytes);
+    const length = Math.min(end - start, cellBytes);
     const read = async (): Promise<Buffer> => {
-      const bytes = Buffer.allocUnsafe(length);
-      await bucket.readRange(key, bytes, start, { ...options, etag });
+      const bytes = Buffer.alloc(length);
+      const there = bytes.subarray(0, Math.max(0, size - start));
+      if (there.length > 0) await bucket.readRange(key, there, start, { ...options, etag });
       for (const patch of patches) await apply(patch, bytes, start);
       return bytes;
     };

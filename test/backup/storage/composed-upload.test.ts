@@ -6,6 +6,7 @@ import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { ComposedLayout } from "../../../src/backup/s3/composed-layout.js";
+import { copiesParts } from "../../../src/backup/s3/copies-parts.js";
 import { ObjectUpload } from "../../../src/backup/s3/upload.js";
 import { asideName } from "../../../src/backup/storage/aside-name.js";
 import { composedParts } from "../../../src/backup/storage/composed-parts.js";
@@ -113,6 +114,17 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store 
     );
     expect(await keys()).toEqual([key()]);
     expect(await collect(other.pendingUploads(prefix))).toEqual([]);
+  });
+
+  it("is not composed where a copy of a kilobyte is never answered", async () => {
+    const trial = async (): Promise<boolean> =>
+      await copiesParts(mine, `${prefix}from`, `${prefix}to`, {}, 1500);
+    line.fault = ({ url }) => (url.includes("UploadPartCopy") ? "never answer" : undefined);
+    expect(await trial()).toBe(false);
+    expect(await keys()).toEqual([]);
+    line.fault = () => undefined;
+    expect(await copiesParts(mine, `${prefix}from`, `${prefix}to`, {})).toBe(true);
+    expect(await keys()).toEqual([]);
   });
 
   it("waits for a store that copies slowly, and does not fill it meanwhile", async () => {

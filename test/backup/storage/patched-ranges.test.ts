@@ -48,6 +48,23 @@ describe("the ranges of a patched object", () => {
     expect(copied).toBe(32 * MiB);
   });
 
+  it.each([
+    ["the same cell", 24 * MiB + 1000, 24 * MiB + 4096],
+    ["the next one", 24 * MiB - 100, 24 * MiB + 4096],
+    ["across the end", 20 * MiB + 7, 20 * MiB],
+  ])("fill an object up that ends before a patch: %s", async (_, size, position) => {
+    const { bytes, bucket, original } = objectOf(size);
+    const patch = { position, length: 512, read: async () => Buffer.alloc(512, "mended") };
+    const made = await Promise.all(
+      patchedRanges(bucket, original, [patch], {}).map(async (range) =>
+        "read" in range ? await range.read() : bytes.subarray(range.start, range.start + range.length),
+      ),
+    );
+    const expected = Buffer.concat([bytes, Buffer.alloc(Math.max(0, position + 512 - size))]);
+    expected.fill("mended", position, position + 512);
+    expect(Buffer.concat(made).equals(expected)).toBe(true);
+  });
+
   it("are few enough for a store, however many patches there are", () => {
     const { bucket } = objectOf(0);
     const original = { key: "image", etag: "one", size: 200_000 * MiB, modifiedAt: new Date(0) };
