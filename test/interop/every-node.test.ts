@@ -7,11 +7,19 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { flagsToOptimizeLater } from "../../bin/optimize-later.js";
-import { type Authority, type Folder, makeAuthority, makeFolder } from "../nbd/servers.js";
+import {
+  type Authority,
+  type Folder,
+  makeAuthority,
+  makeFolder,
+  startNbdkit,
+  uriOf,
+} from "../nbd/servers.js";
 import { runInHost } from "../support/command-hosts.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, NBDPULL, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { describeEachNode, NODE_VERSIONS } from "../support/nodes.js";
+import { nbdpullMeasuredBy } from "../support/peak-memory.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { startServingBy } from "../support/serving.js";
 
@@ -161,6 +169,14 @@ describeEachNode("the command", (node, version) => {
     );
     expect((await readFile(at("served.raw"))).equals(expected)).toBe(true);
     expect((await served.stop()).stderr).toBe("");
+  });
+
+  it("pulls by TLS in less than 100 MiB: records don't wait for the garbage collector", async () => {
+    const tls = ["--tls=require", `--tls-certificates=${authority.path}`];
+    await using server = await startNbdkit(folder, ...tls, "pattern", "160M");
+    const uri = uriOf(server.socket, "", `tls-certificates=${encodeURIComponent(authority.path)}`, "nbds");
+    const { peakBytes } = await nbdpullMeasuredBy(node, "pull", uri, at("tls.raw"), "--no-fsync", "--quiet");
+    expect(peakBytes).toBeLessThan(100 * 1024 * 1024);
   });
 
   it("compresses and reads with zstd, or says that this Node can't", async () => {

@@ -15,16 +15,21 @@ const peak = () => /^VmHWM:\\s+(\\d+) kB$/m.exec(readFileSync("/proc/self/status
 if (isMainThread) process.on("exit", () => writeFileSync(file, peak()));
 `;
 
+type Measured = Ran & { readonly peakBytes: number };
+
 /** Runs `nbdpull`, which must succeed; `peakBytes` is the peak resident size of all threads together. */
-export async function nbdpullMeasured(
-  ...args: readonly string[]
-): Promise<Ran & { readonly peakBytes: number }> {
+export function nbdpullMeasured(...args: readonly string[]): Promise<Measured> {
+  return nbdpullMeasuredBy(process.execPath, ...args);
+}
+
+/** Likewise, with this Node. */
+export async function nbdpullMeasuredBy(node: string, ...args: readonly string[]): Promise<Measured> {
   const folder = await mkdtemp(join(tmpdir(), "nbdpull-peak-"));
   try {
     const file = join(folder, "peak");
     const recorder = `--import=data:text/javascript,${encodeURIComponent(RECORDER)}`;
     const ran = await finished(
-      startNbdpull(args, { env: { NODE_OPTIONS: recorder, PEAK_MEMORY_FILE: file } }),
+      startNbdpull(args, { node, env: { NODE_OPTIONS: recorder, PEAK_MEMORY_FILE: file } }),
     );
     if (ran.code !== 0) throw new Error(`nbdpull ${args.join(" ")} ended with ${ran.code}: ${ran.stderr}`);
     return { ...ran, peakBytes: Number(await readFile(file, "utf8")) * 1024 };
