@@ -141,20 +141,23 @@ describe.each(["simple", "structured", "extended"] as const)("%s replies taken i
 
   it("arrive complete byte by byte", () => {
     const table = new Map([
-      [0, { offset: 4000, length: 5000 }],
+      [0, { offset: 4000, length: 65_637 }],
       [2, { offset: 8192, length: 1 }],
       [4, { offset: 1, length: 4095 }],
+      [6, { offset: 4000, length: 65_536 }],
     ]);
     const takers = new Takers(table);
     const parser = new ReplyParser(protocol, takers);
     parser.expectLargeReads();
     feed(parser, Buffer.concat([...table].map(([cookie, read]) => encode(protocol, cookie, read))), [1]);
+    // A large one page by page, small ones whole.
     expect(takers.pieces.map(({ offset, bytes }) => [offset, bytes.length])).toEqual([
       [4000, 96],
-      [4096, 4096],
-      [8192, 808],
+      ...Array.from({ length: 16 }, (_, index) => [4096 * (index + 1), 4096]),
+      [69_632, 5],
       [8192, 1],
       [1, 4095],
+      [4000, 65_536],
     ]);
     for (const { offset, bytes } of takers.pieces)
       expect(bytes.equals(pattern(offset, bytes.length))).toBe(true);

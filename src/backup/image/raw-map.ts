@@ -32,13 +32,20 @@ export type DefinedExtent = Extent & { readonly state: "data" | "zero" };
  */
 const PIECE = 64 * 1024;
 
+/** The rest of a line that begins with an extent's place. */
+const ENDS = { data: endOfLine("data"), zero: endOfLine("zero") } as const;
+
+function endOfLine(state: DefinedExtent["state"]): string {
+  const { type, description } = MAP_TYPES[state];
+  return `, "type": ${type}, "description": "${description}"}`;
+}
+
 /** The text of a map, in pieces. */
 export function* mapText(extents: Iterable<DefinedExtent>): Generator<string> {
   let text = "";
   let separator = "[";
   for (const { offset, length, state } of extents) {
-    const { type, description } = MAP_TYPES[state];
-    text += `${separator}\n{ "offset": ${offset}, "length": ${length}, "type": ${type}, "description": "${description}"}`;
+    text += `${separator}\n{ "offset": ${offset}, "length": ${length}${ENDS[state]}`;
     separator = ",";
     if (text.length < PIECE) continue;
     yield text;

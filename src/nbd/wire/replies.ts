@@ -57,6 +57,8 @@ const SCRATCH = 256;
 /** Large enough for few system calls, and small enough for the processor's cache (docs/performance.md). */
 const WIDE_SCRATCH = 256 * 1024;
 const PAGE = 4096;
+/** Payloads of at most so many bytes wait until they are complete: moving a part costs less than a write. */
+const MOST_WHOLE = 64 * 1024;
 const DISCARD = 64 * 1024;
 const SIMPLE_HEADER = 16;
 const STRUCTURED_HEADER = 20;
@@ -135,11 +137,13 @@ export class ReplyParser {
   }
 
   /**
-   * How many of `count` bytes of payload to pass on now. Pieces end at page boundaries of the export, so that
-   * they can be written page by page; the rest waits for the bytes that follow.
+   * How many of `count` bytes of payload to pass on now. A small payload is passed on whole. Pieces of a
+   * larger one end at page boundaries of the export, so that they can be written page by page; the rest waits
+   * for the bytes that follow.
    */
   #presentable(count: number): number {
     if (!isTaker(this.#into) || count === this.#missing) return count;
+    if (this.#filled === 0 && this.#isWide && this.#missing <= MOST_WHOLE) return 0;
     const end = this.#offset + this.#filled + count;
     return Math.max(0, count - (end % PAGE));
   }

@@ -27,13 +27,23 @@ export function encodeRequest(protocol: Protocol, request: Request): Uint8Array 
   return batch.take();
 }
 
+/** NBD_CMD_DISC, which has no reply. */
+export function encodeGoodbye(protocol: Protocol, cookie: number): Uint8Array {
+  return encodeRequest(protocol, { command: COMMAND.DISC, flags: 0, cookie, offset: 0, length: 0 });
+}
+
+/** Batches that share memory: to allocate some for each costs as much as to encode it. */
+const BATCHES_OF_BLOCK = 32;
+
 /** Encodes requests that are sent together, one behind the other in one buffer. */
 export class RequestBatch {
   readonly #isExtended: boolean;
   /** Bytes of the largest batch. */
   readonly #room: number;
-  #bytes: Uint8Array | undefined;
+  /** Memory for several batches; the next one begins at #start. */
+  #block: Uint8Array | undefined;
   #view: DataView | undefined;
+  #start = 0;
   #length = 0;
 
   /** @param most requests of one batch */
@@ -63,10 +73,9 @@ export class RequestBatch {
    * | 24 | 4 | length | 24 | 8 | length |
    */
   add({ command, flags, cookie, offset, length }: Request): void {
-    this.#bytes ??= new Uint8Array(this.#room);
-    this.#view ??= viewOf(this.#bytes);
+    this.#view ??= this.#nextBlock();
     const view = this.#view;
-    const at = this.#length;
+    const at = this.#start + this.#length;
     view.setUint32(at, this.#isExtended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC);
     view.setUint16(at + 4, flags);
     view.setUint16(at + 6, command);
@@ -79,11 +88,19 @@ export class RequestBatch {
 
   /** The bytes of the requests added so far, which are the caller's from here on. */
   take(): Uint8Array {
-    const bytes = this.#bytes?.subarray(0, this.#length) ?? new Uint8Array(0);
-    this.#bytes = undefined;
-    this.#view = undefined;
+    const end = this.#start + this.#length;
+    const bytes = this.#block?.subarray(this.#start, end) ?? new Uint8Array(0);
+    this.#start = end;
     this.#length = 0;
+    if (this.#block !== undefined && this.#block.length - end < this.#room) this.#view = undefined;
     return bytes;
+  }
+
+  #nextBlock(): DataView {
+    const isFirst = this.#block === undefined;
+    this.#block = new Uint8Array(isFirst ? this.#room : BATCHES_OF_BLOCK * this.#room);
+    this.#start = 0;
+    return viewOf(this.#block);
   }
 }
 
