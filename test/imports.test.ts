@@ -145,7 +145,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/nbd\/flush-doubts\./],
   [/^src\/nbd\/(block-status|map-limits|range|pool|losses|outage|same-server|guarded-sink|refusal)\./],
   [/^src\/nbd\/connection\./],
-  [/^src\/nbd\/(dial|exchange)\./],
+  [/^src\/nbd\/(dial|exchange|heeding)\./],
   [/^src\/nbd\/(negotiate|settings|socket|tls|export-info)\./],
   [/^src\/nbd\/(coverage|uri|abort|watchdog|late-chunks|tls-failure)\./],
   [/^src\/nbd\/host\./],

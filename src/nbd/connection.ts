@@ -5,7 +5,7 @@
  * however the connection ends, and the buffer is not written to after that.
  */
 
-import { aborted, onAbort } from "./abort.js";
+import { aborted } from "./abort.js";
 import { ConnectionError, type NbdError, neverSent, ProtocolError } from "./errors.js";
 import {
   type Exchange,
@@ -21,6 +21,7 @@ import {
   type Stretch,
 } from "./exchange.js";
 import { type ExportInfo, exportInfo } from "./export-info.js";
+import { heeding } from "./heeding.js";
 import { LateChunks } from "./late-chunks.js";
 import type { Negotiated } from "./negotiate.js";
 import type { Receiver, Transport } from "./socket.js";
@@ -28,7 +29,7 @@ import { type TimeLimits, Watchdog, type Watched } from "./watchdog.js";
 import type { ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
 import { type ReplyHandler, ReplyParser } from "./wire/replies.js";
-import { encodeRequest, RequestBatch } from "./wire/requests.js";
+import { encodeGoodbye, encodeRequest, RequestBatch } from "./wire/requests.js";
 
 /**
  * Most requests in flight. QEMU works on 16 of a connection at a time; more would only wait in the socket.
@@ -180,15 +181,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     // Only replies to aborted requests remain. No caller waits for them, and NBD_CMD_DISC must not overtake
     // them.
     if (this.#inFlight.size > 0) this.destroy(reason);
-    const request = {
-      command: COMMAND.DISC,
-      flags: 0,
-      cookie: 2 * this.#sequence,
-      offset: 0,
-      length: 0,
-    };
     this.#sendBatch();
-    await this.#transport.end(encodeRequest(this.export.protocol, request));
+    await this.#transport.end(encodeGoodbye(this.export.protocol, 2 * this.#sequence));
   }
 
   /**
@@ -338,7 +332,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     if (this.#ended !== undefined) exchange.abandon(neverSent(this.#ended));
     else if (signal?.aborted) exchange.abandon(aborted(signal));
     else {
-      if (signal !== undefined) exchange.settlement = this.#heeding(signal, exchange, settlement);
+      if (signal !== undefined)
+        exchange.settlement = heeding(signal, exchange, settlement, () => this.#noteAborted(exchange));
       // None overtakes those that wait already: there may be room without their leaving yet.
       if (this.#waiting.length === 0 && this.#hasRoom()) this.#send(exchange);
       else this.#waiting.push(exchange);
@@ -392,25 +387,11 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return cookie;
   }
 
-  /** Cancels the request when the signal fires. */
-  #heeding<T>(signal: AbortSignal, exchange: Exchange<T>, { resolve, reject }: Settlement<T>): Settlement<T> {
-    const forget = onAbort(signal, () => {
-      exchange.abandon(aborted(signal));
-      this.#noteDrained();
-      // The caller owns the buffer from here on, so it must not be written to or sent from.
-      if (this.#parser.receivingFor !== exchange && !this.#unsent.has(exchange)) return;
-      const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;
-      this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));
-    });
-    return {
-      resolve: (value) => {
-        forget();
-        resolve(value);
-      },
-      reject: (error, of) => {
-        forget();
-        reject(error, of);
-      },
-    };
+  #noteAborted(exchange: OpenRequest): void {
+    this.#noteDrained();
+    // The caller owns the buffer from here on, so it must not be written to or sent from.
+    if (this.#parser.receivingFor !== exchange && !this.#unsent.has(exchange)) return;
+    const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;
+    this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));
   }
 }
