@@ -1,5 +1,5 @@
 /** A pull over a line that breaks: it goes on with the server that it had, or says what is different. */
-import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -71,9 +71,14 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull over a line that breaks again and 
 describeWith(["qemu-nbd", "qemu-io"], "a pull whose connection is lost", () => {
   const SLOW = ["--limit-rate", "4M", "--request-size", "64K", "--json"];
 
+  /** Blocks of the file that a pull fills. */
+  async function storedBlocks(): Promise<number> {
+    const name = (await readdir(folder)).find((each) => /^\..*copy/.test(each));
+    return name === undefined ? 0 : (await stat(join(folder, name))).blocks;
+  }
+
   async function begun(run: ReturnType<typeof startNbdpull>): Promise<typeof run> {
-    await expect.poll(() => readdir(folder)).toContainEqual(expect.stringMatching(/^\..*copy/));
-    await sleep(300);
+    await expect.poll(storedBlocks, { timeout: 20_000 }).toBeGreaterThan(0);
     return run;
   }
 

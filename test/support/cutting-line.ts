@@ -43,7 +43,9 @@ export class CuttingLine implements AsyncDisposable {
   #join(client: Socket, target: NetConnectOpts, length: number | undefined): void {
     if (this.isDown) {
       this.refused += 1;
-      client.destroy();
+      // As a machine does on which nobody listens.
+      client.on("error", () => undefined);
+      client.resetAndDestroy();
       return;
     }
     const upstream = connect(target);
