@@ -8,7 +8,7 @@ import {
 } from "../src/backup/digest/algorithms.js";
 import { ENCRYPTED_POLICIES } from "../src/backup/guest/encrypted-disks.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
-import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
+import type { CompressionMethod } from "../src/backup/qcow2/can-compress.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import { type LimitOptions, MOST_SECONDS, wholeNumber, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";

@@ -3,6 +3,8 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
 import { describe, expect, it } from "vitest";
+import { makeFolder } from "./nbd/servers.js";
+import { MemoryChain } from "./support/memory-chain.js";
 
 const bundle = join(dirname(fileURLToPath(import.meta.url)), "../dist/bin");
 /** Prints which of Node's own modules a program has loaded. */
@@ -38,6 +40,16 @@ describe("the command's bundle", () => {
       // Not net: the pipe that the help goes to is one of its sockets.
       expect(stderr.match(/^NativeModule (?:tls|child_process|crypto|worker_threads|zlib)$/gm)).toBeNull();
     }
+  });
+
+  it("loads for a pull into a raw image neither cryptography nor compression nor threads", async () => {
+    await using chain = await MemoryChain.start(65_536);
+    await using folder = await makeFolder();
+    const pull = ["pull", chain.uri, join(folder.path, "disk.raw"), "--quiet"];
+    const args = ["--import", LOADED, join(bundle, "nbdpull.js"), ...pull];
+    const { stderr } = await execa(process.execPath, args);
+    expect(stderr).toContain("NativeModule net");
+    expect(stderr.match(/^NativeModule (?:tls|child_process|crypto|worker_threads|zlib)$/gm)).toBeNull();
   });
 
   it("has the licences of its dependencies", () => {

@@ -53,7 +53,7 @@ export {
 } from "./pull/pull-image.js";
 export { RateLimit } from "./pull/rate-limit.js";
 export type { Window } from "./pull/window.js";
-export type { CompressionMethod } from "./qcow2/compress-cluster.js";
+export type { CompressionMethod } from "./qcow2/can-compress.js";
 export type { Backing } from "./qcow2/writer.js";
 export { chooseDomain, type DomainChoice } from "./repository/choose-domain.js";
 export { chooseDisks, choosePoint } from "./repository/choose-point.js";

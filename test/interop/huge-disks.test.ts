@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import type { CompressionMethod } from "../../src/backup/qcow2/compress-cluster.js";
+import type { CompressionMethod } from "../../src/backup/qcow2/can-compress.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { takePoint } from "../../src/backup/take/take-point.js";

@@ -170,12 +170,18 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
       format,
       mode: "full",
       virtualSize: 40 * MiB + 512,
-      connections: 2,
     });
     await qemuImg("compare", "-f", format, "-F", "raw", at(name), server.uri);
     if (format === "qcow2") await qemuImg("check", "-q", at(name));
     expect((await stat(at(name))).blocks * 512).toBeLessThan(6 * MiB);
     expect(await readdir(folder)).toContain(`${name}.digests`);
+  });
+
+  it("opens no second connection for a disk of one segment", async () => {
+    const image = await imageWithBitmap({ size: 40 * MiB }, ["write -P 7 1M 512K"], []);
+    await using server = await startQemuNbd({ image, format: "qcow2" });
+    const ran = await nbdpull("pull", server.uri, at("copy.raw"), "--json");
+    expect(ran.json()).toMatchObject({ dataBytes: MiB / 2, connections: 1 });
   });
 
   it("copies an image whose raw size is not a multiple of 512 as QEMU shows it", async () => {
@@ -193,6 +199,8 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
   it("uses several connections if the server allows them", async () => {
     const image = await imageWithBitmap({ size: 64 * MiB }, ["write -P 7 0 64M"], []);
     await using server = await startQemuNbd({ image, format: "qcow2" });
+    const two = await nbdpull("pull", server.uri, at("two.raw"), "--json");
+    expect(two.json()).toMatchObject({ connections: 2 });
     const ran = await nbdpull("pull", server.uri, at("copy.raw"), "--connections", "4", "--json");
     expect(ran.json()).toMatchObject({ connections: 4 });
     await qemuImg("compare", "-f", "raw", "-F", "raw", at("copy.raw"), server.uri);

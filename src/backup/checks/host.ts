@@ -1,7 +1,7 @@
 /** Checks the programs on this host, and libvirt. */
 import { shellWord } from "../base/shell-word.js";
 import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
-import { canCompress } from "../qcow2/compress-cluster.js";
+import { canCompress } from "../qcow2/can-compress.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtNode(): Promise<readonly Found[]> {

@@ -111,8 +111,8 @@ function* blocksOf({ offset, length }: Stretch): Generator<Stretch> {
 }
 
 /**
- * How many connections a pull begins with. One encrypted connection keeps both sides busy; a second one would
- * slow it.
+ * How many connections a pull has from its first segment on. One encrypted connection keeps both sides busy;
+ * a second one would slow it.
  */
 export function fewestConnections(client: NbdClient): number {
   return client.isEncrypted ? 1 : CONNECTIONS;
@@ -133,13 +133,11 @@ async function connect(
   options: OpenOptions,
 ): Promise<NbdClient> {
   try {
-    const client = await NbdClient.connect(target, {
+    return await NbdClient.connect(target, {
       ...options,
       metaContexts: bitmap === undefined ? [] : [dirtyContext(bitmap)],
       optionalContexts,
     });
-    if (options.connections === undefined) client.widen(fewestConnections(client));
-    return client;
   } catch (cause) {
     if (cause instanceof MetaContextError && bitmap !== undefined) {
       const message = `the export has no dirty bitmap "${bitmap}": nothing was copied. List what it has with "nbdpull info", or leave the bitmap out for a full copy (${cause.message})`;

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { BackupError, DamageError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError } from "../base/errors.js";
 import type { CompressedOutcome } from "../compress/compress-segment.js";
 import { type CompressedSegment, compressSegment, NONE } from "../compress/compress-segment.js";
 import { CompressThreads } from "../compress/compress-threads.js";
@@ -7,9 +7,10 @@ import { DEFAULT_DIGESTS, DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { NewFiles } from "../host/new-files.js";
-import { dataBytesOf, type Geometry, type ImageFormat, slotsOf } from "../image/image.js";
+import { dataBytesOf, type Geometry, slotsOf } from "../image/image.js";
 import type { NewPlace } from "../image/new-file.js";
-import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "../qcow2/compress-cluster.js";
+import { assertCompression, type CompressionMethod } from "../qcow2/can-compress.js";
+import { DEFAULT_LEVEL } from "../qcow2/compress-cluster.js";
 import { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { Qcow2WriterOptions } from "../qcow2/finish.js";
 import type { StoredClusters } from "../qcow2/stored-clusters.js";
@@ -37,14 +38,12 @@ export interface ImageCompression {
   readonly bufferBytes?: number | undefined;
 }
 
-/** Most bytes of a segment, which a thread takes as one job. */
-export const MOST_COMPRESSED_AT_A_TIME = 1024 * 1024;
 /** Enough for four segments in flight, four being compressed and four that wait. */
 export const BUFFER_BYTES = 12 * 1024 * 1024;
 /** One being read, one being compressed, one that waits for its turn. */
 const LEAST_BUFFERS = 3;
 
-interface CompressedStoreOptions extends Qcow2WriterOptions {
+export interface CompressedStoreOptions extends Qcow2WriterOptions {
   readonly path: NewPlace;
   /** True if the image covers the whole disk; false if it has only what changed. */
   readonly complete: boolean;
@@ -278,19 +277,6 @@ async function isThere(
     throw error;
   }
   return at === digests.length;
-}
-
-/**
- * Throws if an image can't be compressed this way. Call it before the work begins.
- * @throws {UsageError} `E_COMPRESS_FORMAT`: the format has no compression; or this version of Node lacks the
- *   method
- */
-export function assertCompressible(format: ImageFormat, method: CompressionMethod): void {
-  if (format !== "qcow2") {
-    const message = `a ${format} image can't be compressed: use --format qcow2, a .qcow2 name, or no --compress`;
-    throw new UsageError("E_COMPRESS_FORMAT", message);
-  }
-  assertCompression(method);
 }
 
 /**

@@ -1,6 +1,6 @@
 import type { Geometry, ImageFormat, ResumableWriter } from "../image/image.js";
 import { RawWriter } from "../image/raw-writer.js";
-import { type Backing, Qcow2Writer } from "../qcow2/writer.js";
+import type { Backing, Qcow2Writer } from "../qcow2/writer.js";
 
 export interface NewImage {
   readonly format: ImageFormat;
@@ -19,7 +19,7 @@ export interface NewImage {
 export async function createImage(path: string, image: NewImage): Promise<ResumableWriter> {
   switch (image.format) {
     case "qcow2":
-      return await Qcow2Writer.create(path, image);
+      return await (await qcow2Writer()).create(path, image);
     case "raw":
       return await RawWriter.create(path, image);
     default:
@@ -35,10 +35,15 @@ export async function createImage(path: string, image: NewImage): Promise<Resuma
 export async function reopenImage(path: string, image: NewImage): Promise<ResumableWriter> {
   switch (image.format) {
     case "qcow2":
-      return await Qcow2Writer.reopen(path, image);
+      return await (await qcow2Writer()).reopen(path, image);
     case "raw":
       return await RawWriter.reopen(path, image);
     default:
       return image.format satisfies never;
   }
+}
+
+/** Loaded here: a pull into a raw image starts sooner without. */
+async function qcow2Writer(): Promise<typeof Qcow2Writer> {
+  return (await import("../qcow2/writer.js")).Qcow2Writer;
 }

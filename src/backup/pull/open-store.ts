@@ -5,7 +5,7 @@ import type { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat } from "../image/image.js";
 import type { NewPlace } from "../image/new-file.js";
 import type { Backing } from "../qcow2/writer.js";
-import { CompressedStore, type ImageCompression } from "./compressed-store.js";
+import type { CompressedStoreOptions, ImageCompression } from "./compressed-store.js";
 import { ImageJournal } from "./image-journal.js";
 import type { Begun, DigestTarget, ImageStore } from "./image-store.js";
 import type { JournalFile } from "./journal-file.js";
@@ -62,13 +62,10 @@ export async function openImageStore(
   const all = { ...image, backing, digests };
   if (typeof path !== "string") {
     assert(compress !== undefined && format === "qcow2", "an image elsewhere is written from front to back");
-    return { store: await CompressedStore.create({ ...all, path, compress }, files) };
+    return { store: await (await compressedKind({ ...all, path, compress }, files)).create() };
   }
   const kind = compress
-    ? {
-        create: () => CompressedStore.create({ ...all, path, compress }, files),
-        resume: (left: LeftJournal) => CompressedStore.resume({ ...all, path, compress }, files, left),
-      }
+    ? await compressedKind({ ...all, path, compress }, files)
     : {
         create: () => PlainStore.create({ ...all, path, format, mapPath }, files),
         resume: (left: LeftJournal) => PlainStore.resume({ ...all, path, format, mapPath }, files, left),
@@ -91,6 +88,15 @@ export async function openImageStore(
     for (const each of [target.path, path]) await files.removeOld(each);
   }
   return { store: await kind.create() };
+}
+
+/** Loads what compresses: a pull that doesn't starts sooner without. */
+async function compressedKind(options: CompressedStoreOptions, files: NewFiles) {
+  const { CompressedStore } = await import("./compressed-store.js");
+  return {
+    create: () => CompressedStore.create(options, files),
+    resume: (left: LeftJournal) => CompressedStore.resume(options, files, left),
+  };
 }
 
 /** What must be the same, so that an image can be continued. */

@@ -1,7 +1,5 @@
 import { BackupError } from "../base/errors.js";
-import { DigestBehind } from "../digest/digest-behind.js";
-import { DigestFileWriter } from "../digest/digest-file-writer.js";
-import { DigestThreads } from "../digest/digest-threads.js";
+import type { DigestThreads } from "../digest/digest-threads.js";
 import type { NewFiles } from "../host/new-files.js";
 import type { ClusterRun, ResumableWriter } from "../image/image.js";
 import { createImage, type NewImage, reopenImage } from "./create-image.js";
@@ -90,6 +88,12 @@ export class PlainStore implements ImageStore {
     const { path, geometry, complete, digests } = options;
     if (digests === undefined) return new PlainStore(writer, options);
     const { algorithm } = digests;
+    // Loaded here: a pull without digests starts sooner without cryptography and threads.
+    const [{ DigestBehind }, { DigestFileWriter }, { DigestThreads }] = await Promise.all([
+      import("../digest/digest-behind.js"),
+      import("../digest/digest-file-writer.js"),
+      import("../digest/digest-threads.js"),
+    ]);
     const header = { algorithm, geometry, complete };
     const file = files.add(digests.path, await DigestFileWriter.create(digests.path, header));
     const ownThreads = digests.threads ? undefined : new DigestThreads(algorithm);

@@ -5,7 +5,7 @@ import { exportExtents } from "../export/export-extents.js";
 import { type ByteSource, fewestConnections, mayReadClean, readerOf } from "../export/open-export.js";
 import { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat, PlannedRun } from "../image/image.js";
-import { assertCompressible, MOST_COMPRESSED_AT_A_TIME } from "./compressed-store.js";
+import { assertCompressible, MOST_COMPRESSED_AT_A_TIME } from "./compressible.js";
 import { journalOf, type NewImageOptions, openImageStore } from "./open-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { pull } from "./pull.js";
@@ -45,7 +45,7 @@ export interface DiskSource {
   };
   /** Least number of connections, for a source that is read over connections. */
   readonly fewestConnections?: number | undefined;
-  /** Called after each segment with the number of connections that there should be. */
+  /** Called before each segment but the first with the number of connections that there should be. */
   widen(connections: number): void;
 }
 
@@ -222,13 +222,13 @@ async function copyWithClusters(
     window: requestWindow,
     limits: requestSizes,
     rateLimit: options.rateLimit,
+    widen: (connections) => source.widen(connections),
     signal,
     onSegment: ({ readBytes: bytesOfSegment, segment }) => {
       if (segment.mostRead !== undefined) requestSizes.enlarge();
       readBytes += bytesOfSegment;
       position = Math.max(position, endOf(segment.runs, geometry));
       progress.note({ virtualSize, position, readBytes });
-      source.widen(requestWindow.connections);
     },
   });
   progress.finish();

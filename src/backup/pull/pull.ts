@@ -51,6 +51,11 @@ export interface PullOptions<T> extends Pick<LaneOptions<T>, "segments" | "signa
   readonly window: RequestWindow;
   readonly limits: RequestLimits;
   readonly rateLimit?: RateLimit | undefined;
+  /**
+   * Called with the number of connections that there should be, before each segment but the first: a disk of
+   * one segment needs no second handshake.
+   */
+  readonly widen?: ((connections: number) => void) | undefined;
 }
 
 /**
@@ -71,6 +76,7 @@ export async function pull<T>({
   window,
   limits,
   rateLimit,
+  widen,
   ...lanes
 }: PullOptions<T>): Promise<void> {
   await runLanes<T>({
@@ -85,6 +91,7 @@ export async function pull<T>({
       const requests = requestsOf(landing.ranges, { readThrough, mostRead: segment.mostRead ?? mostRead });
       const readBytes = requests.reduce((sum, { length }) => sum + length, 0);
       await rateLimit?.take(readBytes, signal);
+      if (segment.index > 0) widen?.(window.connections);
 
       const asked = performance.now();
       await source.readPieces(requests, landing, { signal });

@@ -1,8 +1,6 @@
 import assert from "node:assert/strict";
 import * as zlib from "node:zlib";
-import { UsageError } from "../base/errors.js";
-
-export type CompressionMethod = "deflate" | "zstd";
+import { assertCompression, type CompressionMethod } from "./can-compress.js";
 
 export interface Compression {
   readonly method: CompressionMethod;
@@ -33,18 +31,6 @@ type ZstdNow = (cluster: Buffer, options: { readonly params: Readonly<Record<num
 /** Node has zstd from 22.15 on. */
 const zstdNow = "zstdCompressSync" in zlib ? (zlib.zstdCompressSync as ZstdNow) : undefined;
 const createZstd = "createZstdCompress" in zlib ? (zlib.createZstdCompress as CreateZstd) : undefined;
-
-/** Whether this version of Node has the method. */
-export function canCompress(method: CompressionMethod): boolean {
-  return method !== "zstd" || createZstd !== undefined;
-}
-
-/** @throws {UsageError} this version of Node lacks the method */
-export function assertCompression(method: CompressionMethod): void {
-  if (canCompress(method)) return;
-  const message = `compressing with zstd needs Node 22.15 or newer, this is ${process.versions.node}: use deflate, or a newer Node`;
-  throw new UsageError("E_NO_ZSTD", message);
-}
 
 /** Compresses whole clusters for a qcow2 image, one at a time. */
 export interface Compressor {

@@ -11,8 +11,8 @@ import {
 import { ImageFile } from "../image/image-file.js";
 import type { NewFile, NewPlace } from "../image/new-file.js";
 import { RunList } from "../image/run-list.js";
+import type { CompressionMethod } from "./can-compress.js";
 import { CollectedWrites } from "./collected-writes.js";
-import type { CompressionMethod } from "./compress-cluster.js";
 import {
   type Backing,
   createQcow2FileAt,

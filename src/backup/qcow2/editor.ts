@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import type { Geometry } from "../image/image.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
-import type { CompressionMethod } from "./compress-cluster.js";
+import type { CompressionMethod } from "./can-compress.js";
 import { appendTables, type Backing, createQcow2File } from "./finish.js";
 import { decodeRefcount, decodeRefcountTableEntry, ENTRY_BYTES } from "./format.js";
 import { assertFits } from "./layout.js";

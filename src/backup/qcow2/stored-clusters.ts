@@ -1,7 +1,7 @@
 import type { Geometry, PlannedRun } from "../image/image.js";
 import { slotsOf } from "../image/image.js";
 import type { ImageFile } from "../image/image-file.js";
-import type { CompressionMethod } from "./compress-cluster.js";
+import type { CompressionMethod } from "./can-compress.js";
 import { decompressCluster } from "./decompress.js";
 import { StreamPlacement } from "./stream-placement.js";
 

@@ -12,7 +12,7 @@ import {
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
 import { FRAGILE } from "../libvirt/fragile-disks.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";
-import { assertCompressible } from "../pull/compressed-store.js";
+import { assertCompressible } from "../pull/compressible.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";

@@ -23,7 +23,7 @@ import { fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks } from "../libvirt/job-xml.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";
-import { assertCompressible } from "../pull/compressed-store.js";
+import { assertCompressible } from "../pull/compressible.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";

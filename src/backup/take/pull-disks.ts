@@ -13,7 +13,7 @@ import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js
 import { leftHeaderOf } from "../pull/left-header.js";
 import type { JournalTarget } from "../pull/left-journal.js";
 import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
-import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { CompressionMethod } from "../qcow2/can-compress.js";
 import type { Backing } from "../qcow2/writer.js";
 import {
   type DiskIdentity,

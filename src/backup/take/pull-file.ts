@@ -3,9 +3,9 @@ import { basename, dirname, join, relative } from "node:path";
 import { PreconditionError, UsageError } from "../base/errors.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import type { ImageFormat } from "../image/image.js";
-import { assertCompressible } from "../pull/compressed-store.js";
+import { assertCompressible } from "../pull/compressible.js";
 import { type PullImageOptions, type PullResult, pullImage } from "../pull/pull-image.js";
-import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { CompressionMethod } from "../qcow2/can-compress.js";
 
 export type PullFileOptions = Omit<
   PullImageOptions,

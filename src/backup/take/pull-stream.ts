@@ -74,11 +74,11 @@ export async function pullStream(options: PullStreamOptions): Promise<PullStream
       window: requestWindow,
       limits: { readThrough: source.readThrough, mostRead: segmentBytes },
       rateLimit,
+      widen: (connections) => source.widen(connections),
       signal,
       onSegment: (done) => {
         readBytes += done.readBytes;
         tell();
-        source.widen(requestWindow.connections);
       },
     });
     assert.equal(into.writtenBytes, virtualSize, "the stream has not got the whole disk");

@@ -6,7 +6,7 @@ import type { ImageFormat } from "../image/image.js";
 import type { DiskSource, PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import type { Window } from "../pull/window.js";
-import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { CompressionMethod } from "../qcow2/can-compress.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import type { BegunNote } from "./begun-note.js";

@@ -14,7 +14,7 @@
 import { anySignal } from "../../nbd/index.js";
 import { diskIdentities } from "../guest/disk-identity.js";
 import { keepFiles } from "../guest/keep-files.js";
-import { assertCompressible } from "../pull/compressed-store.js";
+import { assertCompressible } from "../pull/compressible.js";
 import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import { type DiskManifest, MANIFEST_VERSION, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";

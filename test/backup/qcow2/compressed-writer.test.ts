@@ -5,12 +5,9 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../../../src/backup/base/errors.js";
 import { type Geometry, maskStretches } from "../../../src/backup/image/image.js";
+import type { CompressionMethod } from "../../../src/backup/qcow2/can-compress.js";
 import { checkQcow2 } from "../../../src/backup/qcow2/check.js";
-import {
-  ClusterCompressor,
-  type CompressionMethod,
-  DEFAULT_LEVEL,
-} from "../../../src/backup/qcow2/compress-cluster.js";
+import { ClusterCompressor, DEFAULT_LEVEL } from "../../../src/backup/qcow2/compress-cluster.js";
 import { Qcow2CompressedWriter } from "../../../src/backup/qcow2/compressed-writer.js";
 import { Qcow2Reader } from "../../../src/backup/qcow2/reader.js";
 import { describeWithNewerSuite, newer } from "../../support/newer-suite.js";
