@@ -52,6 +52,38 @@ interface Closable {
 }
 
 /**
+ * Opens something for every item, at most `atOnce` at a time. If one can't be opened, the others are closed
+ * again.
+ * @returns in the order of the items
+ * @throws the first failure in that order
+ */
+export async function openAll<T, R extends Closable>(
+  items: readonly T[],
+  atOnce: number,
+  open: (item: T) => Promise<R>,
+): Promise<R[]> {
+  const limit = pLimit(atOnce);
+  let hasFailed = false;
+  const opening = items.map((item) =>
+    limit(async () => {
+      if (hasFailed) return undefined;
+      try {
+        return await open(item);
+      } catch (error) {
+        hasFailed = true;
+        throw error;
+      }
+    }),
+  );
+  const outcomes = await Promise.allSettled(opening);
+  const opened = outcomes.flatMap((each) => (each.status === "fulfilled" && each.value) || []);
+  const failed = outcomes.find((each) => each.status === "rejected");
+  if (failed === undefined) return opened;
+  await closeAll(...opened).catch(() => undefined);
+  throw failed.reason;
+}
+
+/**
  * Closes everything, one after the other, also if something can't be closed.
  * @throws the first failure
  */

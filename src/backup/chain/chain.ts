@@ -13,7 +13,7 @@
 
 import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
-import { closeAll } from "../base/in-parallel.js";
+import { allOrNone, openAll } from "../base/in-parallel.js";
 import { type RecordedDamage, readDamage } from "../repository/damage-record.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -32,6 +32,8 @@ export interface Link {
  * whose parent isn't older than the point is refused.
  *
  * @param domain the name of its folder in the repository
+ * @param options.guesses in an object store, read the manifests of points just before a parent together with
+ *   its own: most points are based on the one before. For whoever is waited for
  * @returns top first
  * @throws {DamageError} a point of the chain is missing or unreadable, or doesn't have the disk
  */
@@ -40,21 +42,70 @@ export async function findChain(
   domain: string,
   point: Manifest,
   diskName: string,
+  { guesses = false }: { readonly guesses?: boolean } = {},
 ): Promise<Link[]> {
   const links = [linkOf(domain, point, diskName)];
-  for (let link = links[0]; link && link.disk.parent !== null; ) {
-    link = await findParentLink(repository, domain, link);
-    links.push(link);
+  const guessed = guesses && repository.isInStore ? new GuessedManifests(repository, domain) : undefined;
+  const read = guessed && ((id: string) => guessed.read(id));
+  try {
+    for (let link = links[0]; link && link.disk.parent !== null; ) {
+      link = await findParentLink(repository, domain, link, read);
+      links.push(link);
+    }
+    return links;
+  } finally {
+    await guessed?.settled();
   }
-  return links;
+}
+
+/** Manifests that are read at a time. */
+const GUESSES = 8;
+
+/** Reads manifests of a domain, and with each those of the points before it. */
+class GuessedManifests {
+  readonly #repository: Repository;
+  readonly #domain: string;
+  readonly #reads = new Map<string, Promise<Manifest>>();
+
+  constructor(repository: Repository, domain: string) {
+    this.#repository = repository;
+    this.#domain = domain;
+  }
+
+  /** @throws as {@link Repository.point} */
+  async read(id: string): Promise<Manifest> {
+    const known = this.#reads.get(id);
+    if (known) return await known;
+    const ids = await this.#repository.pointIds(this.#domain);
+    const before = ids.slice(0, Math.max(0, ids.indexOf(id))).slice(1 - GUESSES);
+    for (const each of [id, ...before]) {
+      if (this.#reads.has(each)) continue;
+      const reading = this.#repository.point(this.#domain, each);
+      // Nobody may ever ask for it.
+      reading.catch(() => undefined);
+      this.#reads.set(each, reading);
+    }
+    return await (this.#reads.get(id) as Promise<Manifest>);
+  }
+
+  /** Nothing is being read any more. */
+  async settled(): Promise<void> {
+    await Promise.allSettled(this.#reads.values());
+  }
 }
 
 /**
  * The next link down the chain.
  * @param child an increment
+ * @param read the manifest of a point; default: from the repository
  * @throws {DamageError} the parent is missing or unreadable, or doesn't have the disk
  */
-export async function findParentLink(repository: Repository, domain: string, child: Link): Promise<Link> {
+export async function findParentLink(
+  repository: Repository,
+  domain: string,
+  child: Link,
+  read = (id: string): Promise<Manifest> => repository.point(domain, id),
+): Promise<Link> {
   const { point, disk } = child;
   const parent = disk.parent ?? "";
   const needs = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}`;
@@ -66,7 +117,7 @@ export async function findParentLink(repository: Repository, domain: string, chi
     const what = `${needs}, which is missing: bring its folder back, or restore a point that does not depend on it`;
     throw broken(what, point.id, disk.name, parent);
   }
-  const found = await repository.point(domain, parent).catch((error: unknown) => {
+  const found = await read(parent).catch((error: unknown) => {
     throw error instanceof DamageError ? error.of(error.message, { point: parent, disk: disk.name }) : error;
   });
   return linkOf(domain, found, disk.name);
@@ -95,16 +146,37 @@ export async function openChain(
   links: readonly Link[],
   options: LayerOptions = {},
 ): Promise<Layer[]> {
-  const layers: Layer[] = [];
-  try {
-    for (const { point, disk } of links) {
-      layers.push(await Layer.open(await repository.openPoint(domain, point.id), point.id, disk, options));
-    }
-    return layers;
-  } catch (error) {
-    await closeAll(...layers).catch(() => undefined);
-    throw error;
-  }
+  const atOnce = repository.isInStore ? OPENED_IN_STORE : 1;
+  return await openAll(links, atOnce, async ({ point, disk }) => {
+    const folder = await repository.openPoint(domain, point.id);
+    return await Layer.open(folder, point.id, disk, options).catch((error: unknown) => {
+      throw isUnreadable(error) ? unreadable(point, disk, error) : error;
+    });
+  });
+}
+
+function unreadable({ id }: Manifest, disk: DiskManifest, { message }: Error): DamageError {
+  return damage(id, disk, `the file system cannot read it: ${message}`);
+}
+
+/** Layers that are opened side by side: each has to wait for a few answers. */
+const OPENED_IN_STORE = 16;
+
+/**
+ * Makes sure that no verify has found damage in what a disk needs at a point. Files are not looked at.
+ * @throws {DamageError} one has; or a point of the chain is missing or unreadable
+ */
+export async function refuseKnownDamage(
+  repository: Repository,
+  domain: string,
+  point: Manifest,
+  disk: string,
+): Promise<void> {
+  const links = await findChain(repository, domain, point, disk, { guesses: true });
+  await allOrNone(links, repository.isInStore ? OPENED_IN_STORE : 1, undefined, async (link) => {
+    await using folder = await repository.openPoint(domain, link.point.id);
+    await refuseRecordedDamage(folder, link.point.id, link.disk);
+  });
 }
 
 /**
@@ -131,8 +203,7 @@ async function proveLink(repository: Repository, domain: string, { point, disk }
     await using layer = await Layer.open(await repository.openPoint(domain, point.id), point.id, disk);
     await layer.checkTables();
   } catch (error) {
-    if (isUnreadable(error)) throw damage(point.id, disk, `the file system cannot read it: ${error.message}`);
-    throw error;
+    throw isUnreadable(error) ? unreadable(point, disk, error) : error;
   } finally {
     await folder.close();
   }

@@ -6,11 +6,10 @@ import { createDigester } from "../digest/digest.js";
 import type { DigestHeader } from "../digest/digest-file.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
-import type { ReadOptions } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
 import { type FilePlace, sha256Of } from "../image/readable-file.js";
 import { RunCursor } from "../image/run-cursor.js";
-import { Qcow2Reader } from "../qcow2/reader.js";
+import { Qcow2Reader, type Qcow2ReadOptions } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
 import { type AwaitedRun, CheckedImage, type DigestedRun } from "./checked-image.js";
@@ -20,7 +19,7 @@ import { type StoredImage, storedAt } from "./open-images.js";
 export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
 /** How a layer is read. */
-export type LayerOptions = ReadOptions;
+export type LayerOptions = Qcow2ReadOptions;
 
 /** One disk of one point: an image file, which is compared with the digest file beside it. */
 export class Layer implements AsyncDisposable {

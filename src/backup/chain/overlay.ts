@@ -38,16 +38,32 @@ export async function* seenThrough<L extends SeenLayer>(
   for await (const block of seenBlocks(layers, size, onDamage)) yield* block;
 }
 
-/** Like {@link seenThrough}, many pieces together: all that are known without reading more, up to 256. */
+/**
+ * Like {@link seenThrough}, many pieces together: all that are known without reading more, up to 256.
+ * @param options.ahead all layers are read side by side, and each a little ahead, also past damage that is
+ *   told later: for listeners that throw
+ */
 export function seenBlocks<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
+  { ahead = false }: { readonly ahead?: boolean } = {},
 ): AsyncGenerator<readonly VisibleExtent<L>[]> {
-  return visible(
-    layers.map((layer) => new PieceCursor(layer, size, onDamage(layer))),
-    size,
-  );
+  const cursors = layers.map((layer) => new PieceCursor(layer, size, onDamage(layer), ahead));
+  return ahead ? settledAfter(visible(cursors, size), cursors) : visible(cursors, size);
+}
+
+/** Nothing is being read of the layers when it has ended, however it ends. */
+async function* settledAfter<T, L extends SeenLayer>(
+  blocks: AsyncIterable<T>,
+  layers: readonly PieceCursor<L>[],
+): AsyncGenerator<T> {
+  try {
+    for (const layer of layers) layer.readAhead();
+    yield* blocks;
+  } finally {
+    await Promise.all(layers.map((layer) => layer.settled()));
+  }
 }
 
 const MOST_IN_BLOCK = 256;
@@ -105,9 +121,13 @@ class PieceCursor<L extends SeenLayer> {
   /** Pieces that come next, the last one first. */
   readonly #ahead: VisibleExtent<L>[] = [];
   #isDone = false;
+  readonly #isAhead: boolean;
+  /** The block that comes next, if it is being read already. */
+  #coming: Promise<IteratorResult<readonly LayerRun[]>> | undefined;
 
-  constructor(layer: L, size: number, onDamage: OnDamage) {
+  constructor(layer: L, size: number, onDamage: OnDamage, isAhead: boolean) {
     this.#layer = layer;
+    this.#isAhead = isAhead;
     this.#size = size;
     this.#layerEnd = Math.min(layer.geometry.virtualSize, size);
     const blocks = "runBlocks" in layer ? layer.runBlocks(onDamage) : oneByOne(layer.runs(onDamage));
@@ -137,10 +157,24 @@ class PieceCursor<L extends SeenLayer> {
 
   /** Reads more of the layer. */
   async more(): Promise<void> {
-    const next = await this.#blocks.next();
+    const next = await (this.#coming ?? this.#blocks.next());
+    this.#coming = undefined;
     this.#isDone = next.done === true;
     this.#block = next.done === true ? [] : next.value;
     this.#next = 0;
+    if (this.#isAhead && !this.#isDone) this.readAhead();
+  }
+
+  /** Begins to read the block that comes next. */
+  readAhead(): void {
+    this.#coming = this.#blocks.next();
+    // Whoever comes to it is told.
+    this.#coming.catch(() => undefined);
+  }
+
+  /** Nothing is being read. */
+  async settled(): Promise<void> {
+    await this.#coming?.catch(() => undefined);
   }
 
   #see(run: LayerRun): void {

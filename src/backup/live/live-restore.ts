@@ -12,7 +12,8 @@
 import { randomUUID } from "node:crypto";
 import { basename, join } from "node:path";
 import { type DamageError, hasCode, PreconditionError } from "../base/errors.js";
-import { proveChain } from "../chain/chain.js";
+import { together } from "../base/in-parallel.js";
+import { refuseKnownDamage } from "../chain/chain.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
@@ -147,12 +148,13 @@ export async function restoreLive(options: LiveRestoreOptions): Promise<LiveResu
 async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: number): Promise<LiveResult> {
   const { repository, domain, libvirt, signal } = options;
   const { point, disks } = await options.choose();
+  const withOthers = async (error: unknown): Promise<never> => {
+    throw await withRestorable(error, repository, domain, disks);
+  };
   if (!options.salvage) {
-    for (const disk of disks) {
-      await proveChain(repository, domain, point, disk).catch(async (error: unknown) => {
-        throw await withRestorable(error, repository, domain, disks);
-      });
-    }
+    // What else there is to see of its chains is seen when they are opened.
+    const looks = disks.map((disk) => refuseKnownDamage(repository, domain, point, disk));
+    await together(...looks).catch(withOthers);
   }
   const place = folder.realPath;
   const wholes = new Map(disks.map((disk) => [disk, join(place, `${disk}.qcow2`)]));
@@ -185,7 +187,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     salvage: options.salvage,
   };
   const boot = new BootReads();
-  await using server = await serveLive(options, { ...state, boot });
+  await using server = await serveLive(options, { ...state, boot }).catch(withOthers);
   const fetched = fetchBoot(options, server);
   const { force } = options;
   const noteMade = async (finished: readonly Finished[]): Promise<void> => {

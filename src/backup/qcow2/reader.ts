@@ -24,9 +24,18 @@ import {
 } from "./format.js";
 import type { Qcow2Header } from "./header.js";
 import { Qcow2File } from "./open.js";
+import { TableBatches } from "./table-batches.js";
 
 /** How many L2 tables are kept to look up compressed clusters: as many as there are places read at once. */
 const CACHED_TABLES = { elsewhere: 4, blocking: 1 } as const;
+
+export interface Qcow2ReadOptions extends ReadOptions {
+  /**
+   * Bytes of L2 tables that a walk over a file that is elsewhere asks for at once, and holds; default: one
+   * table at a time.
+   */
+  readonly tableBytes?: number | undefined;
+}
 
 /** Runs that are handed over together. */
 const BLOCK_RUNS = 256;
@@ -54,12 +63,12 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   readonly #file: Qcow2File;
   /** The entries that describe the virtual disk. */
   readonly #l1: Buffer;
-  readonly #options: ReadOptions;
+  readonly #options: Qcow2ReadOptions;
   readonly #tables = new Map<number, Promise<Buffer | undefined>>();
   /** Buffer for a compressed stream. */
   #stream = Buffer.alloc(0);
 
-  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: ReadOptions) {
+  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: Qcow2ReadOptions) {
     this.geometry = geometry;
     this.header = file.header;
     this.#file = file;
@@ -72,14 +81,15 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
    * @throws {BackupError} the image uses features that can't be read
    * @throws the file system's error
    */
-  static async open(place: FilePlace, options: ReadOptions = {}): Promise<Qcow2Reader> {
+  static async open(place: FilePlace, options: Qcow2ReadOptions = {}): Promise<Qcow2Reader> {
     const file = await Qcow2File.open(place, options);
     try {
       const { virtualSize, clusterSize, l1Offset } = file.header;
       const geometry = { virtualSize, clusterSize };
       const entries = Math.ceil(clustersIn(geometry) / file.l2Entries);
       const l1 = await file.readTable(l1Offset, entries * ENTRY_BYTES);
-      return new Qcow2Reader(file, geometry, l1, options);
+      const tableBytes = typeof place === "string" ? undefined : options.tableBytes;
+      return new Qcow2Reader(file, geometry, l1, { ...options, tableBytes });
     } catch (error) {
       await file.close();
       throw error;
@@ -103,6 +113,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     this.#assertDistinctTables();
     let block: ClusterRun[] = [];
     let last: Draft | undefined;
+    const batches = new TableBatches(this.#file, this.#l1, this.#options.tableBytes ?? 0);
     const taken = (): readonly ClusterRun[] => {
       const runs = last ? [...block, last] : block;
       block = [];
@@ -114,7 +125,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       const count = Math.min(this.#file.l2Entries, clustersIn(this.geometry) - first);
       let table: Buffer | undefined;
       try {
-        table = await this.#readL2Table(index);
+        table = (await batches.table(index)) ?? (await this.#readL2Table(index));
       } catch (error) {
         yield taken();
         this.#tell(error, { first, count }, onDamage);

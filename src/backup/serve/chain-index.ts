@@ -1,5 +1,5 @@
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
+import { seenBlocks, type VisibleExtent } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 
@@ -13,9 +13,9 @@ export async function indexOf(
     layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
   );
   const numbers = new Map(layers.map((layer, number) => [layer, number]));
-  for await (const piece of seenThrough(layers, size, failOnDamage)) {
+  for await (const block of seenBlocks(layers, size, failOnDamage, { ahead: true })) {
     signal?.throwIfAborted();
-    index.append(piece.length, placeOf(piece, numbers));
+    for (const piece of block) index.append(piece.length, placeOf(piece, numbers));
   }
   return index;
 }

@@ -18,6 +18,9 @@ import type { FetchedAhead } from "./fetched-ahead.js";
 const CACHE_BYTES = 16 * 1024 * 1024;
 /** Most bytes of whole clusters in one read. */
 const READ_BYTES = 1024 * 1024;
+/** Bytes of a layer's tables that are read at once while the disk is opened, and of those of all layers. */
+const MOST_TABLE_BYTES = 4 * 1024 * 1024;
+const ALL_TABLE_BYTES = 64 * 1024 * 1024;
 /** Parts of one read that are read at the same time. */
 const PARTS_AT_ONCE = 4;
 
@@ -69,8 +72,9 @@ export class ChainView implements AsyncDisposable {
     diskName: string,
     signal?: AbortSignal,
   ): Promise<ChainView> {
-    const links = await findChain(repository, domain, point, diskName);
-    const layers = await openChain(repository, domain, links, { signal });
+    const links = await findChain(repository, domain, point, diskName, { guesses: true });
+    const tableBytes = Math.min(MOST_TABLE_BYTES, ALL_TABLE_BYTES / links.length);
+    const layers = await openChain(repository, domain, links, { signal, tableBytes });
     try {
       const disk = links[0]?.disk;
       if (!disk) throw new RangeError("a chain has one link at least");

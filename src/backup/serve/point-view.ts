@@ -1,4 +1,4 @@
-import { closeAll } from "../base/in-parallel.js";
+import { closeAll, openAll } from "../base/in-parallel.js";
 import { chooseDisks, choosePoint } from "../repository/choose-point.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Reading } from "../repository/reading.js";
@@ -6,6 +6,9 @@ import type { Repository } from "../repository/repository.js";
 import { ChainView } from "./chain-view.js";
 import { DiskCache, type DiskCacheOptions } from "./disk-cache.js";
 import { FetchedAhead } from "./fetched-ahead.js";
+
+/** Disks that are opened side by side. */
+const OPENED_IN_STORE = 4;
 
 export interface PointViewOptions {
   readonly repository: Repository;
@@ -64,9 +67,9 @@ export class PointView implements AsyncDisposable {
     const disks: ChainView[] = [];
     try {
       const point = await choosePoint(repository, domain, options.at, options.uuid);
-      for (const name of chooseDisks(point, options.disks)) {
-        disks.push(await ChainView.open(repository, domain, point, name, signal));
-      }
+      const open = (name: string) => ChainView.open(repository, domain, point, name, signal);
+      const atOnce = repository.isInStore ? OPENED_IN_STORE : 1;
+      disks.push(...(await openAll(chooseDisks(point, options.disks), atOnce, open)));
       return new PointView(point, disks, reading, await cacheFor(disks, options));
     } catch (error) {
       await closeAll(...disks, { close: () => reading.release() }).catch(() => undefined);

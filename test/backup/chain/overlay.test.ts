@@ -1,7 +1,8 @@
 /** What shows through a chain, against a drawing of it byte by byte. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import type { LayerRun } from "../../../src/backup/chain/layer.js";
-import { seenThrough } from "../../../src/backup/chain/overlay.js";
+import { seenBlocks, seenThrough } from "../../../src/backup/chain/overlay.js";
 import { maskStretches } from "../../../src/backup/image/image.js";
 import { seededRuns } from "../../support/property-runs.js";
 
@@ -22,7 +23,8 @@ it("shows of each byte the highest layer that defines it, and reads every layer 
     const read = new Set<number>();
     const seen = layers.map((layer, i) => seenLayer(layer, random() < 0.5, () => read.add(i)));
     const found: string[] = [];
-    for await (const piece of seenThrough(seen, size, () => () => undefined)) {
+    const pieces = random() < 0.5 ? seenThrough(seen, size, ignore) : readAhead(seen, size);
+    for await (const piece of pieces) {
       expect([seed, run, piece.offset]).toEqual([seed, run, found.length]);
       expect(piece.length).toBeGreaterThan(0);
       const from = piece.from && seen.indexOf(piece.from.layer);
@@ -31,6 +33,57 @@ it("shows of each byte the highest layer that defines it, and reads every layer 
     expect([seed, run, found]).toEqual([seed, run, drawing(layers, size)]);
     expect([seed, run, read.size]).toEqual([seed, run, count]);
   }
+});
+
+const ignore = () => () => undefined;
+
+async function* readAhead<L extends Parameters<typeof seenThrough>[0][number]>(
+  layers: readonly L[],
+  size: number,
+) {
+  for await (const block of seenBlocks(layers, size, ignore, { ahead: true })) yield* block;
+}
+
+it("reads all layers side by side for who is waited for, and none any more when it has ended", async () => {
+  const geometry = { virtualSize: 40 * CLUSTER, clusterSize: CLUSTER };
+  let [underWay, most] = [0, 0];
+  /** Each block takes as long as an answer does. */
+  const slow = (cluster: number, failure?: Error) => ({
+    ...{ geometry, complete: cluster === 4 },
+    runBlocks: async function* () {
+      for (let i = 0; i < 3; i += 1) {
+        underWay += 1;
+        most = Math.max(most, underWay);
+        await sleep(20);
+        underWay -= 1;
+        if (failure && i === 1) throw failure;
+        yield [{ kind: "zero", cluster: cluster + 10 * i, count: 1, digests: undefined } as const];
+      }
+    },
+  });
+  const found: number[] = [];
+  for await (const piece of readAhead(
+    [0, 1, 2, 3, 4].map((each) => slow(each)),
+    geometry.virtualSize,
+  )) {
+    if (piece.state === "zero") found.push(piece.length / CLUSTER);
+  }
+  expect([most, underWay]).toEqual([5, 0]);
+  expect(found.reduce((sum, each) => sum + each)).toBe(40);
+
+  const hurt = [slow(0), slow(1), slow(2, new Error("damaged")), slow(3), slow(4)];
+  const walk = readAhead(hurt, geometry.virtualSize);
+  await expect(async () => {
+    for await (const _ of walk);
+  }).rejects.toThrow("damaged");
+  expect(underWay).toBe(0);
+  // Nor if nobody wants the rest.
+  for await (const _ of readAhead(
+    [0, 4].map((each) => slow(each)),
+    geometry.virtualSize,
+  ))
+    break;
+  expect(underWay).toBe(0);
 });
 
 function draw(random: () => number, complete: boolean): Drawn {
