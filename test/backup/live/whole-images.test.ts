@@ -1,13 +1,16 @@
 import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, it } from "vitest";
-import { BackupError } from "../../../src/backup/base/errors.js";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { BackupError, hasCode } from "../../../src/backup/base/errors.js";
 import { HeldFolder } from "../../../src/backup/host/held-folder.js";
 import type { LiveState } from "../../../src/backup/live/live-state.js";
 import { WholeImages } from "../../../src/backup/live/whole-images.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import type { Repository } from "../../../src/backup/repository/repository.js";
+import { type RestoredDisk, restore } from "../../../src/backup/restore/restore.js";
+
+vi.mock("../../../src/backup/restore/restore.js", () => ({ restore: vi.fn() }));
 
 let path: string;
 let folder: HeldFolder;
@@ -19,13 +22,15 @@ let told: string[];
 let restores: number;
 /** How the next restores fail. */
 let failures: Error[];
+/** Whether all that is restored is compared with digests. */
+let isChecked: boolean;
 
 beforeEach(async () => {
   path = await mkdtemp(join(tmpdir(), "nbdpull-whole-images-"));
   folder = await HeldFolder.open(path);
   const whole = { file: "vda.qcow2", temporary: ".vda.qcow2.0000.partial" };
   disk = { name: "vda", file: "vda.live.qcow2", whole, policies: {} };
-  [made, written, told, restores, failures] = [[], [], [], 0, []];
+  [made, written, told, restores, failures, isChecked] = [[], [], [], 0, [], true];
 });
 afterEach(async () => {
   await folder.close();
@@ -35,12 +40,17 @@ afterEach(async () => {
 function begin(): { readonly images: WholeImages; readonly ended: () => Promise<void> } {
   // Only what is asked of it: the restore itself is another's.
   const repository = {
-    reading: async () => {
+    reading: async (_: string, work: () => Promise<void>) => {
       const failure = failures.shift();
+      if (failure && !hasCode(failure, "E_PRUNED_MEANWHILE")) throw failure;
+      await work();
       if (failure) throw failure;
-      await writeFile(join(path, ".vda.qcow2.0000.partial"), `restored ${restores++}`);
     },
   } as unknown as Repository;
+  vi.mocked(restore).mockImplementation(async () => {
+    await writeFile(join(path, ".vda.qcow2.0000.partial"), `restored ${restores++}`);
+    return [{ checked: isChecked } as RestoredDisk];
+  });
   const write = async (): Promise<void> => void written.push(JSON.stringify(disk));
   let wake = (): void => undefined;
   const images = new WholeImages({
@@ -144,4 +154,23 @@ it("begins again when the store was away for long, and leaves the disk to QEMU w
   await ended();
   expect(images.of("vda")?.state).toBe("failed");
   expect(told.at(-1)).toContain("QEMU fills vda.live.qcow2 instead");
+});
+
+it("keeps an image that is proven when other points were pruned meanwhile, and makes any other again", async () => {
+  const pruned = (): Error => new BackupError("E_PRUNED_MEANWHILE", "points were pruned");
+  failures = [pruned()];
+  {
+    const { images, ended } = begin();
+    await using _ = images;
+    await ended();
+    expect([images.of("vda")?.state, await content(), told]).toEqual(["made", "restored 0", []]);
+  }
+  await rm(join(path, "vda.qcow2"));
+  // Of what has no digests nobody knows.
+  [failures, isChecked] = [[pruned()], false];
+  const { images, ended } = begin();
+  await using _ = images;
+  await ended();
+  expect([images.of("vda")?.state, await content()]).toEqual(["made", "restored 2"]);
+  expect(told).toEqual([expect.stringContaining("begun again")]);
 });
