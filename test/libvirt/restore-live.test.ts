@@ -405,7 +405,10 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     await using image = await open(join(repo, lab.domain, point, "vda.qcow2"), "r+");
     const { host } = await hostOffset(join(repo, lab.domain, point, "vda.qcow2"), damaged);
     await image.write(Buffer.from("damaged"), 0, 7, host);
-    const run = start(name, point, "--no-start", "--salvage");
+    const said = join(folder, `${name}.said`);
+    const inside = ["bash", "-c", 'exec "$0" "$@" 2> "$SAID"'];
+    const run = startNbdpull(args(name, point, "--no-start", "--salvage"), { inside, env: { SAID: said } });
+    running.push(run);
     await expect.poll(() => state(name)).toBe("shut off (unknown)");
     await virsh("start", name);
     const device = "/machine/peripheral/virtio-disk0/virtio-backend";
@@ -414,6 +417,8 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       await expect.poll(() => allocated(name)).toBeGreaterThan(24 * READ_STEP);
       return await state(name);
     };
+    // QEMU has come to the place before the guest writes over it.
+    await expect.poll(() => readFile(said, "utf8")).toContain(`offset ${damaged}`);
     let found = await begun();
     for (let again = 0; again < 3 && isQemusCrash(found); again += 1) {
       await virsh("start", name);
@@ -427,7 +432,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       `qemu-io -d ${device} "write -P 0x33 ${damaged} ${READ_STEP}"`,
     );
     const ran = await finished(run);
-    expect([ran.code, ran.stderr]).toEqual([3, expect.stringContaining(`offset ${damaged}`)]);
+    expect(ran.code).toBe(3);
     // QEMU has filled the one with the damaged place by itself, so the guest stays on its own image.
     const paths = ["vda.live.qcow2", "vdb.qcow2"].map((file) => join(folder, name, file));
     expect(ran.json()).toMatchObject({ disks: paths.map((path) => ({ path })) });
