@@ -4,8 +4,10 @@
 # returns; its keys are AKIDTEST and secretsecretsecret, and AKIDOTHER and othersecretsecret for another user. Its
 # monitor takes MONITOR_PORT and the next one. If it is guarded, "ready" is printed instead of returning; at the end of
 # standard input, which comes when the process that keeps it open has died, all that was started ends, and FOLDER goes.
+# It gives up after START_STORE_SECONDS (100), or as soon as a daemon has ended, and says why and the last line of each.
 set -euo pipefail
-folder=$(realpath -m "$1") port=$2 monitor=$3
+folder=$(realpath -m "$1") port=$2 monitor=$3 seconds=${START_STORE_SECONDS:-100}
+SECONDS=0
 exec 3<&0 < /dev/null
 if [ "${4:-}" = guarded ]; then
   trap : HUP INT TERM PIPE
@@ -62,26 +64,59 @@ ceph-authtool "$keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd
 ceph-authtool "$keyring" --gen-key -n osd.0 --cap mon 'allow profile osd' --cap mgr 'allow profile osd' --cap osd 'allow *' > /dev/null
 ceph-authtool "$keyring" --gen-key -n client.rgw.x --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' > /dev/null
 monmaptool --create --addv a "[v2:127.0.0.1:$monitor,v1:127.0.0.1:$((monitor + 1))]" --fsid "$fsid" "$folder/monmap" > /dev/null
-ceph-mon --mkfs -i a --monmap "$folder/monmap" --keyring "$keyring"
-
+declare -A daemons
+step=
+fail() {
+  local name state line
+  echo "start-store.sh: $* (after $SECONDS s)" >&2
+  for name in "${!daemons[@]}"; do
+    state="has ended"
+    if kill -0 "${daemons[$name]}" 2> /dev/null; then state=lives; fi
+    line=$(grep -ahs . "$folder"/*"$name"*.log "$folder/$name.out" | tail -n 1) || line="it has said nothing"
+    echo "  $name $state: $line" >&2
+  done
+  if [ -n "$step" ]; then kill -9 "$step" || true; fi
+  exit 1
+}
+expect_alive() {
+  local name
+  for name in "${!daemons[@]}"; do kill -0 "${daemons[$name]}" 2> /dev/null || fail "$name has ended before $1"; done
+  ((SECONDS < seconds)) || fail "it takes too long: $1"
+}
 begin() {
   setsid "${@:2}" 3<&- > "$folder/$1.out" 2>&1 &
+  daemons[$1]=$!
   echo "$!"
 }
+# run WHAT COMMAND...: waits for it, as long as there is time and all daemons live.
+run() {
+  "${@:2}" 3<&- > "$folder/step.out" 2>&1 &
+  step=$!
+  while kill -0 "$step" 2> /dev/null; do
+    expect_alive "$1"
+    sleep 0.05
+  done
+  wait "$step" || { step= && fail "$1 has failed: $(tail -n 1 "$folder/step.out")"; }
+  step=
+}
+user() { run "making user $1" radosgw-admin -n client.rgw.x user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3"; }
+answers() { curl -s -m "$1" -o /dev/null "http://127.0.0.1:$port/"; }
+
+run "making the monitor" ceph-mon --mkfs -i a --monmap "$folder/monmap" --keyring "$keyring"
 begin mon ceph-mon -f -i a
-timeout 60 ceph osd new "$osd" 0 > /dev/null 2>&1
-timeout 60 ceph-osd -i 0 --mkfs --osd-uuid "$osd" > "$folder/mkfs.out" 2>&1
+run "naming the OSD" ceph osd new "$osd" 0
+run "making the OSD" ceph-osd -i 0 --mkfs --osd-uuid "$osd"
 begin osd ceph-osd -f -i 0
 begin rgw radosgw -f -n client.rgw.x
-for _ in {1..600}; do
-  if curl -s -m 2 -o /dev/null "http://127.0.0.1:$port/"; then break; fi
+until answers 2; do
+  expect_alive "its first answer"
   sleep 0.1
 done
-user() { timeout 60 radosgw-admin -n client.rgw.x user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3" > /dev/null 2> "$folder/user.out"; }
 user mine AKIDTEST secretsecretsecret
 user other AKIDOTHER othersecretsecret
 # It has to live still.
-curl -s -m 30 -o /dev/null "http://127.0.0.1:$port/"
+answers 30 || fail "the store has stopped answering"
+expect_alive "its last answer"
 if [ "${4:-}" = guarded ]; then
   echo ready
   cat <&3 > /dev/null
