@@ -104,8 +104,7 @@ it("a journal with ten thousands of points and merges takes no longer than its l
   const folder = join(repo, MemoryChain.domain, ".prune");
   await mkdir(folder);
   await writeFile(join(folder, "journal.json"), JSON.stringify(journal));
-  const began = performance.now();
-  expect((await nbdpull("points", repo)).code).toBe(0);
-  // It took forty seconds when each was compared with each.
-  expect(performance.now() - began).toBeLessThan(35_000);
+  // Seconds of processor time, however busy the machine is. It took forty when each was compared with each.
+  const run = startNbdpull(["points", repo], { inside: ["prlimit", "--cpu=20:20"] });
+  expect(await run.ended).toMatchObject({ code: 0 });
 });

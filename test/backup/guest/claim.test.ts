@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { clearFolder } from "../../../src/backup/guest/claim.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
@@ -57,10 +57,14 @@ beforeEach(async () => {
 });
 afterEach(() => rm(parent, { recursive: true }));
 
+const warnings: string[] = [];
+
 async function aborted(...said: (Seen | Error)[]): Promise<number> {
   await using libvirt = new Saying(...said);
   const repository = await Repository.openOrCreate(join(parent, "repo"), { trusted: true });
-  await clearFolder({ libvirt, domain: parseDomain(DOMAIN), repository, ssh: undefined }, folder);
+  warnings.length = 0;
+  const guest = { libvirt, domain: parseDomain(DOMAIN), repository, ssh: undefined };
+  await clearFolder(guest, folder, { onWarning: (message) => warnings.push(message) });
   return libvirt.aborts;
 }
 
@@ -71,6 +75,22 @@ it("a job that is just beginning is waited for, and ended", async () => {
 it("a job is ended once libvirt is no longer too busy to tell of it", async () => {
   const busy = new PreconditionError("E_DOMAIN_BUSY", "busy");
   expect(await aborted(busy, busy, jobIn(folder.path))).toBe(1);
+  expect(warnings).toEqual([]);
+});
+
+it("a libvirt that is busy for long is told of, once", async () => {
+  const busy = new PreconditionError("E_DOMAIN_BUSY", "busy");
+  // Each look at the clock is six seconds later.
+  let looks = 0;
+  const now = performance.now.bind(performance);
+  const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + 6_000 * looks++);
+  try {
+    expect(await aborted(busy, busy, jobIn(folder.path))).toBe(1);
+  } finally {
+    clock.mockRestore();
+  }
+  const { name } = parseDomain(DOMAIN);
+  expect(warnings).toEqual([`libvirt is busy with ${name}: its backup job is ended as soon as it answers`]);
 });
 
 it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {

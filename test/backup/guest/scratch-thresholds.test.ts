@@ -108,6 +108,11 @@ function pass(server: ScriptedLibvirt, device: string, threshold: number, past =
   server.clients.at(-1)?.tell(PASSED, event.size(threshold * MiB).size(past * MiB));
 }
 
+/** One at once, and one for each second since then; the last one may just have begun. */
+function mostLooks(began: number): number {
+  return 2 + Math.floor((performance.now() - began) / 1000);
+}
+
 it("warns when three quarters of a device are written, and sets a threshold anew after each event", async () => {
   const watched = new Watched();
   const check = async (server: ScriptedLibvirt, end: () => void): Promise<void> => {
@@ -181,8 +186,11 @@ it("sees what other jobs write into the folder, which raises no alarm", async ()
 it("looks every second where a threshold can't be set, and goes on after a restart of libvirt", async () => {
   const watched = new Watched();
   watched.refuse = 68;
+  const began = performance.now();
   const error = await watched.while([DEVICE], async (server) => {
-    await expect.poll(() => server.calls.filter((call) => call === STATS).length).toBeGreaterThanOrEqual(2);
+    const looks = (): number => server.calls.filter((call) => call === STATS).length;
+    await expect.poll(looks).toBeGreaterThanOrEqual(2);
+    expect(looks()).toBeLessThanOrEqual(mostLooks(began));
     expect(watched.thresholds).toEqual([]);
     await server.down();
     watched.refuse = undefined;
@@ -192,6 +200,8 @@ it("looks every second where a threshold can't be set, and goes on after a resta
     await expect
       .poll(() => server.calls.filter((call) => call === REGISTER).length)
       .toBeGreaterThanOrEqual(2);
+    const listens = server.calls.filter((call) => call === REGISTER).length;
+    expect(listens).toBeLessThanOrEqual(mostLooks(began));
     pass(server, "vda[5]", 75, 20);
   });
   expect(error).toMatchObject({ code: "E_SCRATCH_FULL" });
@@ -206,10 +216,12 @@ it("says that it can't watch, and the work goes on, and so does the watching onc
     return 24 * 1024 ** 3;
   };
   const folder = { free };
+  const began = performance.now();
   const check = async (_: ScriptedLibvirt, end: () => void): Promise<void> => {
     await expect.poll(() => watched.warnings).toHaveLength(1);
     expect(watched.warnings[0]).toMatch(/scratch space of web can't be watched now.*: no ssh/);
     await expect.poll(() => asked).toBeGreaterThanOrEqual(2);
+    expect(asked).toBeLessThanOrEqual(mostLooks(began));
     end();
   };
   expect(await watched.while([{ ...DEVICE, folder }], check)).toBe("done");

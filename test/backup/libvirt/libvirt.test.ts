@@ -1,5 +1,5 @@
 /** What the program makes of libvirt's answers, against a libvirt that says what a test scripts. */
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { freeze } from "../../../src/backup/libvirt/freeze.js";
 import { exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
@@ -287,6 +287,33 @@ describe("libvirt", () => {
       const hasty = { stillMs: 250, libvirtMs: 0 };
       await expect(libvirt.abortJob(LAB, { patience: hasty })).rejects.toMatchObject({ code: "E_JOB_STUCK" });
     });
+  });
+
+  it("tells once that a cancelled job takes long to end", async () => {
+    let slept = 0;
+    const now = performance.now.bind(performance);
+    const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + slept);
+    let asked = 0;
+    const script: Script = {
+      [JOB_STATS]: () => {
+        asked += 1;
+        if (asked === 2) slept += 11_000;
+        return asked < 4 ? job(2, 9) : new XdrWriter().int(0).int(0);
+      },
+      [BACKUP_XML]: () => NO_BACKUP,
+      [ABORT]: () => new XdrWriter(),
+    };
+    const told: string[] = [];
+    try {
+      await withLibvirt(script, (libvirt) =>
+        libvirt.abortJob(LAB, { onWait: (message) => told.push(message) }),
+      );
+    } finally {
+      clock.mockRestore();
+    }
+    expect(told).toEqual([
+      "the backup job of lab was cancelled and takes long to end: it is waited for as long as it moves",
+    ]);
   });
 
   it("neither waits for nor cancels a job that another program began after ours", async () => {

@@ -1,7 +1,6 @@
-import { cp, readdir, stat } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { chooseDomain } from "../../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../../src/backup/repository/choose-point.js";
 import { domainFolder } from "../../../src/backup/repository/domain-folder.js";
@@ -117,6 +116,7 @@ describe("the folder of a domain's next point", () => {
 
   it("is not shared by two that get their first points at one moment", async () => {
     let late: Promise<unknown> | undefined;
+    const begins = vi.spyOn(chain.repository, "withPendingPoint");
     await chain.take({
       domain: { name: NAME, uuid: A },
       confirm: async () => {
@@ -124,10 +124,8 @@ describe("the folder of a domain's next point", () => {
           () => undefined,
           (error: unknown) => error,
         );
-        // It looks for its folder before the point is there, and waits for the lock then. That takes fewer
-        // questions to the file system, one after the other.
-        for (let turn = 0; turn < 1000; turn += 1) await stat(tmpdir());
-        await new Promise((resolve) => setTimeout(resolve, 200));
+        // It has looked for its folder when it asks for the lock, before the point is there.
+        await expect.poll(() => begins.mock.calls.map(([folder]) => folder)).toEqual([NAME, NAME]);
       },
     });
     expect(await late).toMatchObject({ code: "E_OTHER_DOMAIN" });
