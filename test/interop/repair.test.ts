@@ -106,6 +106,15 @@ describe("nbdpull repair", () => {
     expect((await run("repair")).stdout).toMatch(/0 places mended, 1 left damaged/);
   });
 
+  it("mends a point in place that a guest runs on: what is wrong it could not have read", async () => {
+    const before = await readFile(chain.file(0));
+    await flip(chain.file(0), 2 * CLUSTER + 5);
+    const note = chain.file(1, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
+    await writeFile(note, "{}");
+    expect((await repair(0)).mended).toMatchObject([{ point: ids[0], guestOffset: CLUSTER }]);
+    expect(await readFile(chain.file(0))).toEqual(before);
+  });
+
   it("takes what no other point has from the disk as it is now, if its digest is right", async () => {
     const before = await readFile(chain.file(3));
     await flip(chain.file(3), await placeOf(chain.file(3), 9), 8);
@@ -117,6 +126,29 @@ describe("nbdpull repair", () => {
     expect(await readFile(chain.file(3))).toEqual(before);
     expect((await run("repair", "guest", "--from", "vda")).code).toBe(2);
     expect((await run("repair", ...from("nbd+unix:///vda?socket=/nowhere"))).code).toBe(1);
+  });
+
+  it("mends what is not zero in a raw image where the point has zeroes, and where it has nothing", async () => {
+    await using raw = await MemoryChain.start(40 * CLUSTER + 512);
+    raw.disk.write(4 * CLUSTER, Buffer.alloc(CLUSTER, 0x11));
+    await raw.take({ format: "raw", digests: "sha256" });
+    raw.disk.writeZeroes(4 * CLUSTER, 2 * CLUSTER);
+    raw.disk.write(9 * CLUSTER, Buffer.alloc(CLUSTER, 0x31));
+    await raw.take({ format: "raw", digests: "sha256" });
+    const files = [raw.file(0, "vda.raw"), raw.file(1, "vda.raw")] as const;
+    const before = await Promise.all(files.map((file) => readFile(file)));
+    await flip(files[0], 2 * CLUSTER + 5, CLUSTER);
+    await flip(files[0], 40 * CLUSTER + 511);
+    await flip(files[1], 5 * CLUSTER + 5);
+    const ran = await nbdpull("repair", raw.repository.path, "--json");
+    const [domain] = (ran.json() as { domains: Repaired[] }).domains;
+    expect(domain?.mended.map(({ point, guestOffset, from }) => [point, guestOffset, from])).toEqual([
+      ...[2, 3].map((cluster) => [raw.points[0]?.id, cluster * CLUSTER, "zeroes"]),
+      [raw.points[0]?.id, 40 * CLUSTER, "zeroes"],
+      [raw.points[1]?.id, 5 * CLUSTER, "zeroes"],
+    ]);
+    expect(ran.code).toBe(0);
+    expect(await Promise.all(files.map((file) => readFile(file)))).toEqual(before);
   });
 
   it("asks libvirt for the domain only where no point mends it, and says what was mended if that fails", async () => {

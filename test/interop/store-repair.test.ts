@@ -204,16 +204,95 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     line.fault = () => undefined;
     const live = keyOf("lied", 1, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
     await put(live, "{}");
-    const refused = await nbdpull("repair", address);
-    expect(refused).toMatchObject({
-      code: 4,
-      stderr: expect.stringMatching(/E_LIVE: .* a guest runs on point/),
+    const spared = await nbdpull("repair", address);
+    expect(spared).toMatchObject({
+      code: 3,
+      stderr: expect.stringMatching(/point .* is not mended now: a guest runs on point .* is based on it/),
     });
     await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live }));
-    expect(await halfInStore(client, BUCKET, "lied/")).toEqual([]);
+    expect(await halfInStore(client, BUCKET, "lied/")).toEqual([keyOf("lied", 0, ".damage.json")]);
     expect((await read(keyOf("lied", 0))).equals(damaged)).toBe(true);
     expect((await repair(0, address)).mended).toHaveLength(1);
     expect((await read(keyOf("lied", 0))).equals(image)).toBe(true);
+  });
+
+  it("spares the points that a live restore needs, before anything is uploaded, and mends all others", async () => {
+    const address = await copyOf("spared");
+    const damaged = [0, 1, 2].map((point) => keyOf("spared", point));
+    const images = [await flip(damaged[0] ?? "", 20 * MiB + CLUSTER + 5)];
+    images.push(await flip(damaged[1] ?? "", CLUSTER + 5));
+    images.push(await flip(damaged[2] ?? "", 20 * MiB + CLUSTER + 5));
+    const wrong = await Promise.all(damaged.map((key) => read(key)));
+    const live = (point: number): string =>
+      keyOf("spared", point, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
+    const spared = async (points: readonly number[], ...more: readonly string[]): Promise<number[]> => {
+      line.seen.length = 0;
+      const ran = await nbdpull("repair", address, NAME, "--json", ...more);
+      expect(ran.code).toBe(3);
+      for (const point of points) {
+        expect(ran.stderr).toContain(`point ${idOf(point)} of ${NAME} is not mended now: a guest runs on`);
+        expect(line.seen.filter((each) => each.includes(`${idOf(point)}/vda`) && /^P/.test(each))).toEqual(
+          [],
+        );
+      }
+      const { mended } = (ran.json() as { domains: Repaired[] }).domains[0] as Repaired;
+      return mended.map(({ point }) => chain.points.findIndex(({ id }) => id === point));
+    };
+    await put(live(1), "{}");
+    const from = ["--from", `vda=${chain.uri}`];
+    expect(await spared([0, 1], "--dry-run", ...from)).toEqual([2]);
+    expect(await spared([0, 1], ...from)).toEqual([2]);
+    expect((await read(damaged[0] ?? "")).equals(wrong[0] as Buffer)).toBe(true);
+    expect((await read(damaged[2] ?? "")).equals(images[2] as Buffer)).toBe(true);
+    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live(1) }));
+    // One that begins after the look: of the point that is mended last.
+    await put(damaged[2] ?? "", wrong[2] as Buffer);
+    let isPut = false;
+    line.fault = ({ method, url }) => {
+      if (method !== "PUT" || !url.includes(`.${idOf(0)}.partial`) || isPut) return undefined;
+      isPut = true;
+      void put(live(2), "{}");
+      return undefined;
+    };
+    expect(await spared([2], ...from)).toEqual([0, 1]);
+    line.fault = () => undefined;
+    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live(2) }));
+    await repair(0, address);
+    for (const [i, key] of damaged.entries())
+      expect((await read(key)).equals(images[i] as Buffer)).toBe(true);
+    expect(await isLeft("spared")).toEqual([]);
+  });
+
+  it("proves what a raw image has of zeroes as it proves its data", async () => {
+    await using raw = await MemoryChain.start(40 * MiB + 512);
+    raw.disk.write(0, Buffer.alloc(CLUSTER, "raw"));
+    raw.disk.write(39 * MiB, Buffer.alloc(MiB, "raw"));
+    await raw.take({ digests: "sha256", format: "raw" });
+    const address = `s3://${BUCKET}/raw`;
+    expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
+    expect(await nbdpull("copy", raw.repository.path, address)).toMatchObject({ code: 0 });
+    const Key = `raw/${NAME}/${raw.points[0]?.id}/vda.raw`;
+    const image = await flip(Key, 20 * MiB + 5, 39 * MiB);
+    const damaged = await read(Key);
+    const lie = Buffer.from(damaged);
+    lie[5 * MiB] = 0xee;
+    await put("other-raw", lie);
+    let copies = 0;
+    line.fault = ({ method, url }) =>
+      method === "PUT" && url.includes("vda.raw?") && url.includes("partNumber=1&") && copies++ === 0
+        ? { copyFrom: `${BUCKET}/other-raw` }
+        : undefined;
+    const lied = await nbdpull("repair", address);
+    expect(lied.stderr).toMatch(
+      /E_S3_FAILED: .* was mended, and what the store has put there is something else/,
+    );
+    expect([copies > 0, lied.code]).toEqual([true, 1]);
+    line.fault = () => undefined;
+    expect((await read(Key)).equals(damaged)).toBe(true);
+    await flip(Key, 39 * MiB);
+    expect((await repair(0, address)).mended).toMatchObject([{ guestOffset: 20 * MiB, from: "zeroes" }]);
+    expect((await read(Key)).equals(image)).toBe(true);
+    expect(await isLeft("raw")).toEqual([]);
   });
 
   it("is undone by the next run, and done again, whichever step it died at", async () => {

@@ -169,6 +169,11 @@ export class Layer implements AsyncDisposable {
     await this.#image.read(run, offset, target, onDamage);
   }
 
+  /** As {@link CheckedImage.expectZeroes}. */
+  async expectZeroes(offset: number, length: number, onDamage: OnDamage): Promise<void> {
+    await this.#image.expectZeroes(offset, length, onDamage);
+  }
+
   /** As {@link CheckedImage.prove}. */
   prove(run: DigestedRun, cluster: number, bytes: Buffer, onDamage: OnDamage): void {
     this.#image.prove(run, cluster, bytes, onDamage);

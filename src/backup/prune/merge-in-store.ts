@@ -53,7 +53,11 @@ export async function mergeInStore(
 ): Promise<MergedInStore> {
   const { repository, domain, signal: stop } = options;
   const signal = anySignal(stop, writing.lost);
-  const merge = await writing.merge(point.id, { signal });
+  const refuse = (records: readonly { readonly point: string; readonly name: string }[]): void => {
+    const live = records.find((each) => hasLiveNote([each.name]) && !isLive(each.point));
+    if (live) throw beganMeanwhile(domain, live.point);
+  };
+  const merge = await writing.merge(point.id, { signal, refuse });
   const done: MergedOne[] = [];
   try {
     const before = await bytesOfPoint(options, point.id);
@@ -71,10 +75,7 @@ export async function mergeInStore(
       stale: point.disks.flatMap(({ name, digests }) =>
         digests && done.some(({ before }) => before === name) ? digests.file : [],
       ),
-      refuse: (records) => {
-        const live = records.find((each) => hasLiveNote([each.name]) && !isLive(each.point));
-        if (live) throw beganMeanwhile(domain, live.point);
-      },
+      refuse,
       onStep: options.onStep,
     });
     const grownBytes = (await bytesOfPoint(options, point.id)) - before;

@@ -1,13 +1,15 @@
+import type { Damage } from "../base/damage.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
+import { storedRuns } from "../chain/stored-runs.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
-import { dataStretches, slotsOf } from "../image/image.js";
-import type { ClusterSource } from "./cluster-sources.js";
+import { dataStretches } from "../image/image.js";
+import { type ClusterSource, ZERO_SOURCE } from "./cluster-sources.js";
 
 /** Bytes that are read at a time. Only if something in them is damaged each cluster is looked at. */
 const PIECE_BYTES = 4 * 1024 * 1024;
 
-/** A cluster whose content is not what its digest says. */
+/** A cluster whose content is not what its digest says, or that is not zero where the digest file says so. */
 export interface DamagedCluster {
   /** Bytes of the disk. */
   readonly guestOffset: number;
@@ -51,8 +53,11 @@ export async function* damagedClusters(
   if (!layer.disk.digests) return;
   const { clusterSize, virtualSize } = layer.geometry;
   // Tables that contradict the digest file are no place to write to.
-  for await (const run of layer.runs(() => undefined)) {
-    if (slotsOf(run) === 0 || run.kind === "zero") continue;
+  for await (const run of storedRuns(layer, () => undefined)) {
+    if (run.kind === "zero") {
+      yield* nonzeroClusters(layer, run, signal);
+      continue;
+    }
     const isCompressed = layer.isCompressed(run);
     if (isCompressed && !compressed) continue;
     const atOnce = Math.max(1, Math.floor(PIECE_BYTES / clusterSize));
@@ -68,6 +73,27 @@ export async function* damagedClusters(
         const mend = isCompressed ? undefined : await mendOf(layer, run, cluster, length, sources);
         yield { guestOffset, length, mend };
       }
+    }
+  }
+}
+
+/** A raw image has no tables, so its bytes alone are the zeroes that the digest file tells of. */
+async function* nonzeroClusters(
+  layer: Layer,
+  run: DigestedRun,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<DamagedCluster> {
+  const { clusterSize, virtualSize } = layer.geometry;
+  const end = Math.min((run.cluster + run.count) * clusterSize, virtualSize);
+  for (let at = run.cluster * clusterSize; at < end; at += PIECE_BYTES) {
+    signal?.throwIfAborted();
+    const found: Damage[] = [];
+    await layer.expectZeroes(at, Math.min(PIECE_BYTES, end - at), (damage) => found.push(damage));
+    for (const { guestOffset = 0, length = 0 } of found) {
+      const content = Buffer.alloc(length);
+      const places = [{ offset: 0, length, position: guestOffset }];
+      const mend = { from: ZERO_SOURCE.name, content, again: async () => content, places };
+      yield { guestOffset, length, mend };
     }
   }
 }

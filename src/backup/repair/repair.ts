@@ -10,7 +10,7 @@
 
 import { anySignal } from "../../nbd/index.js";
 import { isUnreadable } from "../base/damage.js";
-import { DamageError, PreconditionError } from "../base/errors.js";
+import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { shellWord } from "../base/shell-word.js";
 import { Layer } from "../chain/layer.js";
@@ -26,6 +26,7 @@ import { FolderMender } from "./folder-mender.js";
 import type { ImageMender } from "./image-mender.js";
 import { damagedClusters } from "./mend-clusters.js";
 import { isDigestFileRight, remakeDigests } from "./remake-digests.js";
+import { sparedPoints, sparedText } from "./spared-points.js";
 import { StoreMender } from "./store-mender.js";
 
 /** Something that was mended, or would be in a dry run. */
@@ -60,12 +61,13 @@ interface RepairOptions {
 type MenderOf = ((point: Manifest, disk: DiskManifest) => Promise<ImageMender>) | undefined;
 
 /**
- * Mends what can be mended in the given points of a domain. Verify them before, to know which are damaged,
+ * Mends what can be mended in the given points of a domain. Where a guest runs on one in an object store, that
+ * one and those that it is based on stay as they are, with a warning. Verify them before, to know which are damaged,
  * and afterwards, to know what is left.
  *
  * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`:
  *   a prune died that only the next prune can finish; in an object store `E_S3_LACKS`: it can't replace a
- *   manifest safely, or `E_LIVE`: a guest runs on a point that would be mended
+ *   manifest safely
  * @throws {BackupError} in an object store `E_LEASE_LOST`, or `E_S3_FAILED`: it has made something else of a
  *   mended image, and the point is as before
  * @throws the file system's error; the signal's reason
@@ -102,8 +104,14 @@ async function mendInStore(writing: StoreWriting, options: RepairOptions): Promi
 async function mendPoints(menderOf: MenderOf, options: RepairOptions): Promise<Mend[]> {
   const { repository, domain } = options;
   await assertNoPrune(options);
+  const spared = await sparedPoints(repository, domain);
   const mends: Mend[] = [];
   for (const id of options.ids) {
+    const live = spared.get(id);
+    if (live !== undefined) {
+      options.onWarning?.(sparedText(domain, id, live));
+      continue;
+    }
     // Of several disks, the one before may have changed it.
     const pointNow = (): Promise<Manifest | undefined> =>
       repository.point(domain, id).catch((error: unknown) => {
@@ -113,7 +121,15 @@ async function mendPoints(menderOf: MenderOf, options: RepairOptions): Promise<M
     for (const { name } of (await pointNow())?.disks ?? []) {
       const point = await pointNow();
       const disk = point?.disks.find((each) => each.name === name);
-      if (point && disk) mends.push(...(await mendDisk(point, disk, menderOf, options)));
+      if (!point || !disk) continue;
+      try {
+        mends.push(...(await mendDisk(point, disk, menderOf, options)));
+      } catch (error) {
+        if (!hasCode(error, "E_LIVE")) throw error;
+        // It has begun to run meanwhile. The other points can be mended all the same.
+        options.onWarning?.(error.message);
+        break;
+      }
     }
   }
   return mends;

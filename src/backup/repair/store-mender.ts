@@ -11,6 +11,7 @@ import { refcountBytes } from "./folder-mender.js";
 import type { ImageMender, WrongRefcount } from "./image-mender.js";
 import { type ClusterMend, type DamagedCluster, damagedClusters } from "./mend-clusters.js";
 import { type DigestsPlace, isDigestFileRight } from "./remake-digests.js";
+import { sparedText } from "./spared-points.js";
 
 /** What takes the place of files of a disk. */
 interface Replacement {
@@ -99,7 +100,11 @@ export class StoreMender implements ImageMender {
     const { lost } = this.#writing;
     const signal = anySignal(stop, lost);
     const based = await this.#basedOn(point.id);
-    const merge = await this.#writing.merge(point.id, { signal });
+    const refuse = (records: readonly { readonly point: string; readonly name: string }[]): void => {
+      const live = records.find((each) => based.has(each.point) && hasLiveNote([each.name]));
+      if (live) throw isRead(domain, point.id, live.point);
+    };
+    const merge = await this.#writing.merge(point.id, { signal, refuse });
     try {
       const made = await make(merge);
       if (!made) {
@@ -113,10 +118,7 @@ export class StoreMender implements ImageMender {
         aside: (text) => withImagesAside(text, new Map(images.map((file) => [file, merge.nameOf(file)]))),
         merged: replacingManifest({ ...point, disks }),
         ...{ prove, stale, onStep },
-        refuse: (records) => {
-          const live = records.find((each) => based.has(each.point) && hasLiveNote([each.name]));
-          if (live) throw isRead(domain, point.id, live.point);
-        },
+        refuse,
       });
       if (versions.length > 0) onVersions(versions);
       return true;
@@ -189,7 +191,6 @@ function cannotReplace(domain: string): PreconditionError {
 }
 
 function isRead(domain: string, id: string, live: string): PreconditionError {
-  const what = live === id ? "it" : `point ${live}, which is based on it`;
-  const message = `point ${id} of ${domain} can't be mended now: a guest runs on ${what}, and reads its images. Repair it when the restore --live is finished`;
-  return new PreconditionError("E_LIVE", message, { details: { domain, point: id, live } });
+  const details = { domain, point: id, live };
+  return new PreconditionError("E_LIVE", sparedText(domain, id, live), { details });
 }

@@ -51,8 +51,14 @@ export class S3Merge implements StoredMerge {
     this.#options = options;
   }
 
-  static async begin(place: Place, lease: Lease, id: string, options: AskOptions): Promise<S3Merge> {
+  static async begin(
+    place: Place,
+    lease: Lease,
+    id: string,
+    { refuse, ...options }: AskOptions & { readonly refuse?: MergedManifests["refuse"] },
+  ): Promise<S3Merge> {
     const { bucket, prefix, manifest } = place;
+    refuse?.(await recordsIn(place, options));
     const note = await putNote(place, lease, id, noteOf("merging"), options);
     const there = await bucket.get(`${prefix}${id}/${manifest}`, MOST_MANIFEST_BYTES, options);
     if (!there) return giveUp(lease, `point ${id} is gone`);
@@ -118,7 +124,7 @@ export class S3Merge implements StoredMerge {
     const options = { signal: this.#lease.lost };
     const note = noteOf("replacing", this.#uploads);
     this.#current.note = await putNote(this.#place, this.#lease, this.#id, note, options);
-    refuse(await this.#records(options));
+    refuse(await recordsIn(this.#place, options));
     onStep("replacement noted");
     const names = [...this.#images.keys()];
     const versions = await this.#versionsOf(names, options);
@@ -178,16 +184,6 @@ export class S3Merge implements StoredMerge {
     return [...this.#images].map(([file, { uploadId }]) => ({ file, uploadId }));
   }
 
-  async #records(options: AskOptions): Promise<{ point: string; name: string }[]> {
-    const { bucket, prefix, isPoint } = this.#place;
-    const records: { point: string; name: string }[] = [];
-    for await (const { key } of bucket.list(prefix, options)) {
-      const [point = "", name = ""] = key.slice(prefix.length).split("/");
-      if (isPoint(point) && name.startsWith(".")) records.push({ point, name });
-    }
-    return records;
-  }
-
   async #versionsOf(names: readonly string[], options: AskOptions): Promise<KeptVersion[]> {
     const { bucket } = this.#place;
     const versions: KeptVersion[] = [];
@@ -215,6 +211,19 @@ export class S3Merge implements StoredMerge {
   #key(name: string): string {
     return `${this.#place.prefix}${this.#id}/${name}`;
   }
+}
+
+/** The records of the points of a domain. */
+async function recordsIn(
+  { bucket, prefix, isPoint }: Place,
+  options: AskOptions,
+): Promise<{ point: string; name: string }[]> {
+  const records: { point: string; name: string }[] = [];
+  for await (const { key } of bucket.list(prefix, options)) {
+    const [point = "", name = ""] = key.slice(prefix.length).split("/");
+    if (isPoint(point) && name.startsWith(".")) records.push({ point, name });
+  }
+  return records;
 }
 
 /** @returns the note @throws {BackupError} `E_LEASE_LOST` */

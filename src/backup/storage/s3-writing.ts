@@ -199,7 +199,7 @@ class S3Writing implements StoreWriting {
     return { bytes, versions };
   }
 
-  async merge(id: string, options: AskOptions = {}): Promise<StoredMerge> {
+  async merge(id: string, options: Parameters<StoreWriting["merge"]>[1] = {}): Promise<StoredMerge> {
     return await S3Merge.begin(this.#place, this.#lease, id, options);
   }
 

@@ -54,9 +54,13 @@ export interface StoreWriting {
   removePoint(id: string, options?: RemoveOptions): Promise<StoredRemoval>;
   /**
    * Begins to give disks of a point other images, made of those of several points, or of its own.
+   * @param options.refuse as for `commit`, before anything is uploaded
    * @throws {BackupError} `E_LEASE_LOST`
    */
-  merge(id: string, options?: AskOptions): Promise<StoredMerge>;
+  merge(
+    id: string,
+    options?: AskOptions & { readonly refuse?: MergedManifests["refuse"] },
+  ): Promise<StoredMerge>;
   /**
    * Replaces the manifest of a point in one step.
    * @param change makes its text from that of the one that is there, which has this ETag

@@ -2,7 +2,8 @@ import type { Damage, OnDamage } from "../base/damage.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { StoredImage } from "../chain/open-images.js";
-import { type ClusterRun, dataBytesOf, slotsOf } from "../image/image.js";
+import { storedRuns } from "../chain/stored-runs.js";
+import { type ClusterRun, dataBytesOf } from "../image/image.js";
 import type { VerifyAnswer } from "./verify-service.js";
 import type { VerifyThreads } from "./verify-threads.js";
 
@@ -35,7 +36,7 @@ export async function verifyData(
 ): Promise<void> {
   const questions = new Questions(layer.stored, threads, onDamage, onBytes);
   try {
-    for await (const run of stored(layer, questions.tell)) {
+    for await (const run of storedRuns(layer, questions.tell)) {
       signal?.throwIfAborted();
       for (const piece of piecesOf(run, layer.geometry.clusterSize)) await questions.add(piece);
     }
@@ -43,29 +44,6 @@ export async function verifyData(
     await questions.finish();
     threads.notify(layer.stored.path);
   }
-}
-
-/**
- * The runs whose bytes have to be read. In a qcow2 image the tables, which were checked, say what is zero. In
- * a raw image the bytes of zero runs have to be read as well, and in a full one those of gaps.
- */
-async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<DigestedRun> {
-  if (layer.disk.format !== "raw") {
-    for await (const run of layer.runs(onDamage)) if (slotsOf(run) > 0) yield run;
-    return;
-  }
-  const { clusterSize, virtualSize } = layer.geometry;
-  let next = 0;
-  const gapUpTo = function* (cluster: number): Generator<DigestedRun> {
-    const count = cluster - next;
-    if (layer.complete && count > 0) yield { kind: "zero", cluster: next, count, digests: undefined };
-  };
-  for await (const run of layer.runs(onDamage)) {
-    yield* gapUpTo(run.cluster);
-    if (run.kind === "zero" || slotsOf(run) > 0) yield run;
-    next = run.cluster + run.count;
-  }
-  yield* gapUpTo(Math.ceil(virtualSize / clusterSize));
 }
 
 function* piecesOf(run: DigestedRun, clusterSize: number): Generator<DigestedRun> {
