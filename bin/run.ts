@@ -18,10 +18,13 @@ export interface Context {
 
 /**
  * Wraps a command's work: handles signals, prints the result or error, and sets the documented exit code.
- * @param load loads the work, which the command's help does without
+ * @param load loads the work, which the command's help does without. What is loaded later takes longer.
  */
 export function run<O, A extends (string | readonly string[] | undefined)[]>(
-  load: () => Promise<(context: Context, options: O & TalkOptions, ...args: A) => Promise<void>>,
+  load: (
+    options: NoInfer<O & TalkOptions>,
+    ...args: NoInfer<A>
+  ) => Promise<(context: Context, options: O & TalkOptions, ...args: A) => Promise<void>>,
 ): (...all: unknown[]) => Promise<void> {
   return async (...all) => {
     const command = all.at(-1) as Command;
@@ -54,9 +57,10 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
     try {
       for (const warning of warnings) output.warn(warning);
       if (foreign !== undefined) sayForeign(foreign, command, output);
-      const action = await load();
+      const meant = args();
+      const action = await load(options, ...meant);
       optimizeLater();
-      await action({ output, signal: interrupted.signal }, options, ...args());
+      await action({ output, signal: interrupted.signal }, options, ...meant);
       if (options.strict && output.warnings.length > 0) process.exitCode ??= EXIT.warnings;
     } catch (error) {
       // A failure after a signal is due to the signal, whatever its error says.

@@ -4,6 +4,7 @@ import { Outages } from "../../src/backup/export/outages.js";
 import { refuseAddress } from "../../src/backup/host/local-path.js";
 import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
+import { loadImageStore } from "../../src/backup/pull/open-store.js";
 import { pullFile } from "../../src/backup/take/pull-file.js";
 import {
   compressOf,
@@ -19,7 +20,7 @@ import { OutageNotes, outagesOf } from "../outage-notes.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
 
-interface PullOptions extends CopyOptions, NetworkOptions, ReconnectOptions {
+export interface PullOptions extends CopyOptions, NetworkOptions, ReconnectOptions {
   readonly bitmap?: string;
   readonly backing?: string;
   readonly backingFormat?: ImageFormat;
@@ -28,6 +29,13 @@ interface PullOptions extends CopyOptions, NetworkOptions, ReconnectOptions {
 
 /** The name of standard output; a file of that name is ./- */
 const STDOUT = "-";
+
+/** Loads what the work will need for such an image. */
+export async function loadForImage(options: PullOptions, imagePath: string): Promise<void> {
+  if (imagePath === STDOUT) return;
+  const format = formatOf(imagePath, options.format);
+  await loadImageStore({ format, compress: options.compress, digests: digestsOf(options, undefined) });
+}
 
 export async function runPull(
   context: Context,

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import type { PullOptions } from "../commands/pull.js";
 import { examples, withCopy, withDigests, withNetwork, withReconnect } from "../options.js";
 import type { Run } from "../run.js";
 
@@ -27,6 +28,10 @@ export function addPull(program: Command, run: Run): void {
     .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
     .option("--force", "replace the image if it exists");
   withReconnect(withNetwork(withDigests(withCopy(command), "by default none for a single image"))).action(
-    run(async () => (await import("../commands/pull.js")).runPull),
+    run(async (options: PullOptions, _uri: string, imagePath: string) => {
+      const { loadForImage, runPull } = await import("../commands/pull.js");
+      await loadForImage(options, imagePath);
+      return runPull;
+    }),
   );
 }

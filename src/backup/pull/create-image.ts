@@ -19,7 +19,7 @@ export interface NewImage {
 export async function createImage(path: string, image: NewImage): Promise<ResumableWriter> {
   switch (image.format) {
     case "qcow2":
-      return await (await qcow2Writer()).create(path, image);
+      return await (await loadQcow2Writer()).create(path, image);
     case "raw":
       return await RawWriter.create(path, image);
     default:
@@ -35,7 +35,7 @@ export async function createImage(path: string, image: NewImage): Promise<Resuma
 export async function reopenImage(path: string, image: NewImage): Promise<ResumableWriter> {
   switch (image.format) {
     case "qcow2":
-      return await (await qcow2Writer()).reopen(path, image);
+      return await (await loadQcow2Writer()).reopen(path, image);
     case "raw":
       return await RawWriter.reopen(path, image);
     default:
@@ -44,6 +44,6 @@ export async function reopenImage(path: string, image: NewImage): Promise<Resuma
 }
 
 /** Loaded here: a pull into a raw image starts sooner without. */
-async function qcow2Writer(): Promise<typeof Qcow2Writer> {
+export async function loadQcow2Writer(): Promise<typeof Qcow2Writer> {
   return (await import("../qcow2/writer.js")).Qcow2Writer;
 }

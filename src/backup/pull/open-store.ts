@@ -6,11 +6,12 @@ import type { Geometry, ImageFormat } from "../image/image.js";
 import type { NewPlace } from "../image/new-file.js";
 import type { Backing } from "../qcow2/writer.js";
 import type { CompressedStoreOptions, ImageCompression } from "./compressed-store.js";
+import { loadQcow2Writer } from "./create-image.js";
 import { ImageJournal } from "./image-journal.js";
 import type { Begun, DigestTarget, ImageStore } from "./image-store.js";
 import type { JournalFile } from "./journal-file.js";
 import type { JournalTarget, LeftJournal } from "./left-journal.js";
-import { PlainStore } from "./plain-store.js";
+import { loadDigests, PlainStore } from "./plain-store.js";
 
 /** The image to be made, and its files. */
 export interface NewImageOptions {
@@ -88,6 +89,22 @@ export async function openImageStore(
     for (const each of [target.path, path]) await files.removeOld(each);
   }
   return { store: await kind.create() };
+}
+
+/**
+ * Loads what such an image needs: `openImageStore` would do it, but once V8's flags are set, that takes longer.
+ */
+export async function loadImageStore(image: {
+  readonly format: ImageFormat;
+  readonly compress: unknown;
+  readonly digests: unknown;
+}): Promise<void> {
+  const { format, compress, digests } = image;
+  if (compress) await import("./compressed-store.js");
+  else {
+    if (format === "qcow2") await loadQcow2Writer();
+    if (digests) await loadDigests();
+  }
 }
 
 /** Loads what compresses: a pull that doesn't starts sooner without. */

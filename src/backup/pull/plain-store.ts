@@ -88,12 +88,7 @@ export class PlainStore implements ImageStore {
     const { path, geometry, complete, digests } = options;
     if (digests === undefined) return new PlainStore(writer, options);
     const { algorithm } = digests;
-    // Loaded here: a pull without digests starts sooner without cryptography and threads.
-    const [{ DigestBehind }, { DigestFileWriter }, { DigestThreads }] = await Promise.all([
-      import("../digest/digest-behind.js"),
-      import("../digest/digest-file-writer.js"),
-      import("../digest/digest-threads.js"),
-    ]);
+    const { DigestBehind, DigestFileWriter, DigestThreads } = await loadDigests();
     const header = { algorithm, geometry, complete };
     const file = files.add(digests.path, await DigestFileWriter.create(digests.path, header));
     const ownThreads = digests.threads ? undefined : new DigestThreads(algorithm);
@@ -133,4 +128,14 @@ export class PlainStore implements ImageStore {
     this.#digests?.behind.close(new BackupError("E_DIGEST_THREAD", "the image was closed"));
     await this.#ownThreads?.close();
   }
+}
+
+/** Not loaded with this file: a pull without digests starts sooner without cryptography and threads. */
+export async function loadDigests() {
+  const [behind, file, threads] = await Promise.all([
+    import("../digest/digest-behind.js"),
+    import("../digest/digest-file-writer.js"),
+    import("../digest/digest-threads.js"),
+  ]);
+  return { ...behind, ...file, ...threads };
 }
