@@ -62,7 +62,9 @@ async function hintOf(error: BackupError, called: Called): Promise<string> {
       ...(await libvirt.runningDomains()),
       ...(await libvirt.stoppedDomains()).map(({ name }) => name),
     ];
-    const asked = called.args.find((name) => !names.includes(name) && message.includes(name));
+    const { skip } = called.options;
+    const words = [...called.args, ...(Array.isArray(skip) ? skip.map(String) : [])];
+    const asked = words.find((name) => !names.includes(name) && message.includes(name));
     return asked === undefined ? "" : didYouMean(asked, names);
   }
   return "";

@@ -120,14 +120,17 @@ export class Output {
     const isTaken = this.#isStdoutTaken || this.#stream?.begun;
     printJson(isTaken ? process.stderr : process.stdout, {
       version: JSON_VERSION,
-      error: { ...describe(error), ...(hint === "" ? {} : { hint: hint.trim() }) },
+      error: hinted(describe(error), hint),
     });
   }
 
-  /** Reports a failure that doesn't end the run; returns its JSON form. */
-  fault(about: string, error: unknown): Record<string, unknown> {
-    this.#tell(`${about}: ${messageOf(error)}`, error);
-    return describe(error);
+  /**
+   * Reports a failure that doesn't end the run; returns its JSON form.
+   * @param hint what the user may have meant
+   */
+  fault(about: string, error: unknown, hint = ""): Record<string, unknown> {
+    this.#tell(`${about}: ${messageOf(error)}${hint}`, error);
+    return hinted(describe(error), hint);
   }
 
   #tell(message: string, error: unknown): void {
@@ -195,6 +198,10 @@ function codeOf(error: unknown): string {
   if (!(error instanceof Error)) return "E_UNKNOWN";
   const { code } = error as Error & { readonly code?: unknown };
   return typeof code === "string" ? code : "E_FAILED";
+}
+
+function hinted(error: Record<string, unknown>, hint: string): Record<string, unknown> {
+  return hint === "" ? error : { ...error, hint: hint.trim() };
 }
 
 /** The JSON form of an error: stable code, message and details. */

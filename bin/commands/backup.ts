@@ -153,7 +153,9 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
         return;
       }
       errors.push(error);
-      entries[index] = { domain, error: output.fault(domain, error) };
+      const { hintFor } = await import("../hints.js");
+      const hint = await hintFor(error, { command: "backup", args: [domain], options: { ...options } });
+      entries[index] = { domain, error: output.fault(domain, error, hint) };
       output.part([`${domain}: failed, see above`]);
     }
   };

@@ -168,7 +168,7 @@ function refuseChoice(
 }
 
 function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): string[] {
-  const { domain, points, bytes, left, checkpoints } = done;
+  const { domain, points, bytes, storedBytes, left, checkpoints } = done;
   if (points.length === 0) {
     // In a store the files are cleared away by whoever takes the lease, before they are counted.
     const what = isInStore ? "what a run has begun there" : `what a killed run left of it, ${human(bytes)}`;
@@ -176,7 +176,7 @@ function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): str
   }
   const count = `${points.length} ${points.length === 1 ? "point" : "points"}`;
   return [
-    `${domain}: ${dryRun ? "would forget" : "forgot"} ${count}, ${human(bytes)}`,
+    `${domain}: ${dryRun ? "would forget" : "forgot"} ${count}, ${human(storedBytes)} stored, ${human(bytes)} of space`,
     ...points.map((id) => `    ${id}`),
     ...(checkpoints.length > 0 ? checkpointsText(checkpoints, dryRun) : []),
     ...left.map((name) => `    ${name} stays, as nbdpull did not make it`),

@@ -34,8 +34,13 @@ export async function runAll(context: Context, options: RunOptions, named: reado
     throw new UsageError("E_DOMAIN", message);
   }
   const results: Record<string, unknown> = {};
-  const steps = stepsOf(options, domains, results);
   const codes: number[] = [];
+  const refused = await refusedReport(options);
+  if (refused !== undefined) {
+    results["report"] = { error: output.fault("report", refused) };
+    codes.push(exitCodeOf(refused));
+  }
+  const steps = stepsOf(refused === undefined ? options : withoutReport(options), domains, results);
   for (const [index, { name, work }] of steps.entries()) {
     const done = steps.slice(0, index).map((step) => step.name);
     throwIfInterrupted(signal, done);
@@ -54,6 +59,23 @@ export async function runAll(context: Context, options: RunOptions, named: reado
   const worst = worstOf(codes);
   if (output.json) output.result({ ...results, exitCode: worst, warnings: output.warnings }, []);
   process.exitCode = worst === EXIT.done ? undefined : worst;
+}
+
+/**
+ * Why the report can't be written, which is told before the work begins rather than after hours of it. A
+ * night without its page is better than one without its backup, so the other steps are done.
+ */
+async function refusedReport({ report }: RunOptions): Promise<unknown> {
+  if (report === undefined) return undefined;
+  const { ReportFile } = await import("../report-file.js");
+  return await ReportFile.at(report).then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+}
+
+function withoutReport({ report: _, ...others }: RunOptions): RunOptions {
+  return others;
 }
 
 function stepsOf(options: RunOptions, domains: readonly string[], results: Record<string, unknown>): Step[] {

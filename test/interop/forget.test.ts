@@ -50,7 +50,11 @@ describe("nbdpull forget", () => {
       expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("E_USAGE")]);
     }
     const tried = await forget(DOMAIN, "--dry-run");
-    expect([tried.code, tried.stdout]).toEqual([0, expect.stringContaining("would forget 2 points")]);
+    // As many bytes are stored as `points` says.
+    const listed = (await nbdpull("points", repo(), DOMAIN)).stdout;
+    const [, stored = "?"] = /: 2 points, (.* stored)/.exec(listed) ?? [];
+    const told = new RegExp(`would forget 2 points, ${stored.replaceAll(".", "\\.")}, .* of space$`, "m");
+    expect([tried.code, tried.stdout]).toEqual([0, expect.stringMatching(told)]);
     expect(await (await Repository.open(repo())).domains()).toEqual([DOMAIN, "other"]);
 
     await writeFile(join(repo(), DOMAIN, "notes.txt"), "mine");
@@ -66,6 +70,7 @@ describe("nbdpull forget", () => {
             points: ids(),
             uuids: [],
             bytes: expect.any(Number) as number,
+            storedBytes: chain.points.reduce((sum, { disks }) => sum + (disks[0]?.storedBytes ?? 0), 0),
             left: ["notes.txt"],
             checkpoints: [],
           },

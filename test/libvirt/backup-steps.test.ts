@@ -232,6 +232,18 @@ await describeWithLibvirt("a backup of all domains", () => {
     const unknown = await finished(run("--skip", `${lab.domain}x`));
     expectExit(unknown, 4);
     expect(unknown.stderr).toMatch(new RegExp(`E_NO_SUCH_DOMAIN: .*\\(Did you mean ${lab.domain}\\?\\)`));
+    // Of several that are named each has its own hint.
+    const several = [`${lab.domain}x`, "no domain is called like this"];
+    const named = await nbdpull("backup", ...several, "--to", repo, "--json");
+    expectExit(named, 4);
+    expect(named.json()).toMatchObject({
+      domains: [
+        { domain: several[0], error: { hint: `(Did you mean ${lab.domain}?)` } },
+        { domain: several[1], error: { code: "E_NO_SUCH_DOMAIN" } },
+      ],
+    });
+    expect(named.stderr).toMatch(new RegExp(`${lab.domain}x: .*\\(Did you mean ${lab.domain}\\?\\)`));
+    expect(named.stderr.match(/Did you mean/g)).toHaveLength(1);
     const skipped = await finished(run("--json", "--skip", lab.uuid));
     expectExit(skipped, 0);
     expect(skipped.json()).toMatchObject({ domains: [] });

@@ -58,6 +58,8 @@ export interface Forgotten extends Going {
   readonly domain: string;
   /** What the points take on the file system or in the store; all that is in the folder, if all go. */
   readonly bytes: number;
+  /** What they have stored, as their manifests say; nothing of those whose manifest can't be read. */
+  readonly storedBytes: number;
   /** What else is in the folder, which nbdpull didn't make, so it stays. */
   readonly left: readonly string[];
 }
@@ -82,7 +84,7 @@ export async function forgetDomain(options: ForgetOptions): Promise<Forgotten> {
       domain,
       async () => {
         await using folder = await repository.openDomain(domain);
-        if (!folder) return { domain, points: [], uuids: [], bytes: 0, left: [] };
+        if (!folder) return { domain, points: [], uuids: [], bytes: 0, storedBytes: 0, left: [] };
         return (await decide(options, folder)).forgotten;
       },
       signal,
@@ -129,7 +131,7 @@ async function forget(options: ForgetOptions, { folder, assertHeld, lost }: Held
 async function forgetInStore(writing: StoreWriting, options: ForgetOptions): Promise<Forgotten> {
   const { repository, domain, before, signal } = options;
   await using folder = await repository.openDomain(domain);
-  if (!folder) return { domain, points: [], uuids: [], bytes: 0, left: [] };
+  if (!folder) return { domain, points: [], uuids: [], bytes: 0, storedBytes: 0, left: [] };
   const { forgotten, isWhole } = await decide(options, folder);
   if (forgotten.points.length === 0) return forgotten;
   await before?.(forgotten);
@@ -196,7 +198,9 @@ async function decide({ repository, domain, uuid }: ForgetOptions, folder: Store
   }
   const left = (await folder.names()).filter((name) => !name.startsWith(".") && !all.includes(name));
   const uuids = chosen.filter((each) => each !== null);
-  return { forgotten: { domain, points: going, uuids, bytes, left }, unfinished, isWhole };
+  const stored = points.filter(({ id }) => going.includes(id)).flatMap(({ disks }) => disks);
+  const storedBytes = stored.reduce((sum, disk) => sum + disk.storedBytes, 0);
+  return { forgotten: { domain, points: going, uuids, bytes, storedBytes, left }, unfinished, isWhole };
 }
 
 /** The bytes of all files in a folder, and in its folders. */
