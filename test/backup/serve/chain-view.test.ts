@@ -1,18 +1,13 @@
 import { open } from "node:fs/promises";
-import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { Layer } from "../../../src/backup/chain/layer.js";
-import type { ImageFormat } from "../../../src/backup/image/image.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
-import { Repository } from "../../../src/backup/repository/repository.js";
 import { ChainView } from "../../../src/backup/serve/chain-view.js";
 import { DiskCache } from "../../../src/backup/serve/disk-cache.js";
 import { PointView } from "../../../src/backup/serve/point-view.js";
-import { takePoint } from "../../../src/backup/take/take-point.js";
-import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../../src/nbd/index.js";
-import { makeFolder } from "../../nbd/servers.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { numbered } from "./numbered.js";
 
 const KiB = 1024;
 const CLUSTER = 64 * KiB;
@@ -28,13 +23,6 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** Every 512 bytes contain their position, so that none can pass for another. */
-function content(length: number, salt = 0): Buffer {
-  const bytes = Buffer.alloc(length, salt);
-  for (let at = 0; at + 6 <= length; at += 512) bytes.writeUIntBE(1 + salt * 2 ** 24 + at / 512, at, 6);
-  return bytes;
-}
-
 function viewOf(point: Manifest | undefined): Promise<ChainView> {
   if (!point) throw new Error("no such point");
   return ChainView.open(chain.repository, DOMAIN, point, "vda");
@@ -47,19 +35,19 @@ type Taking = NonNullable<Parameters<MemoryChain["take"]>[0]>;
  * end.
  */
 async function fourPoints(options: Taking): Promise<void> {
-  chain.disk.write(0, content(50 * CLUSTER));
-  chain.disk.write(SIZE - 700, content(700));
+  chain.disk.write(0, numbered(50 * CLUSTER));
+  chain.disk.write(SIZE - 700, numbered(700));
   await chain.take(options);
   for (let cluster = 1; cluster < 40; cluster += 3)
-    chain.disk.write(cluster * CLUSTER + 3000, content(700, 1));
+    chain.disk.write(cluster * CLUSTER + 3000, numbered(700, 1));
   chain.disk.writeZeroes(20 * CLUSTER, 2 * CLUSTER);
   await chain.take(options);
   chain.disk.discard(0, CLUSTER);
   chain.disk.writeZeroes(22 * CLUSTER + 4096, 5 * 4096);
-  chain.disk.write(45 * CLUSTER, content(10 * CLUSTER, 2));
+  chain.disk.write(45 * CLUSTER, numbered(10 * CLUSTER, 2));
   await chain.take({ ...options, granularity: 65_536 });
-  chain.disk.write(SIZE - 512, content(512, 3));
-  chain.disk.write(21 * CLUSTER - 100, content(200, 3));
+  chain.disk.write(SIZE - 512, numbered(512, 3));
+  chain.disk.write(21 * CLUSTER - 100, numbered(200, 3));
   await chain.take(options);
 }
 
@@ -246,12 +234,12 @@ describe("a view through a chain", () => {
   });
 
   it("tells holes and zeroes of every layer from data", async () => {
-    chain.disk.write(0, content(50 * CLUSTER));
+    chain.disk.write(0, numbered(50 * CLUSTER));
     await chain.take();
     chain.disk.writeZeroes(5 * CLUSTER, 3 * CLUSTER);
     await chain.take();
     chain.disk.discard(20 * CLUSTER, 2 * CLUSTER);
-    chain.disk.write(6 * CLUSTER, content(CLUSTER, 1));
+    chain.disk.write(6 * CLUSTER, numbered(CLUSTER, 1));
     await chain.take();
     await using view = await viewOf(chain.points.at(-1));
     const zeroes: [from: number, to: number][] = [];
@@ -269,11 +257,11 @@ describe("a view through a chain", () => {
   });
 
   it("keeps few pieces for a disk with few extents, however large they are", async () => {
-    chain.disk.write(0, content(50 * CLUSTER));
+    chain.disk.write(0, numbered(50 * CLUSTER));
     await chain.take();
     await using full = await viewOf(chain.points[0]);
     expect(full.pieces).toBeLessThanOrEqual(3);
-    chain.disk.write(10 * CLUSTER, content(10 * CLUSTER, 1));
+    chain.disk.write(10 * CLUSTER, numbered(10 * CLUSTER, 1));
     await chain.take({ compress: "deflate" });
     await using increment = await viewOf(chain.points[1]);
     expect(increment.pieces).toBeLessThanOrEqual(5);
@@ -385,73 +373,4 @@ describe("a view through a chain", () => {
     const point = chain.points[3] as Manifest;
     await expect(ChainView.open(chain.repository, DOMAIN, point, "vda", stop)).rejects.toThrow("enough");
   });
-});
-
-describe("a disk that was resized between points", () => {
-  async function taken(
-    sizes: readonly number[],
-    format: ImageFormat,
-  ): Promise<{ repository: Repository; points: Manifest[]; contents: Buffer[] } & AsyncDisposable> {
-    const folder = await makeFolder();
-    let shown: ServedExport | undefined;
-    const server = await NbdServer.listen({
-      exports: () => shown,
-      address: { path: join(folder.path, "nbd.sock") },
-    });
-    const repository = await Repository.openOrCreate(join(folder.path, "repo"));
-    const points: Manifest[] = [];
-    const contents: Buffer[] = [];
-    for (const [i, size] of sizes.entries()) {
-      const disk = new MemoryDisk({ size });
-      disk.write(0, (contents[i - 1] ?? content(size)).subarray(0, size));
-      disk.startBitmap("since", 4096);
-      disk.write(2 * CLUSTER + 8192, content(8192, i));
-      if (i === 2) disk.write(size - 5000, content(5000, i));
-      contents.push(Buffer.from(disk.read(0, size)));
-      shown = disk.freeze();
-      const parent = points.at(-1);
-      const address = parseNbdUri(server.uri("vda"));
-      const { manifest } = await takePoint({
-        repository,
-        domain: { name: DOMAIN, uuid: null },
-        disks: [{ name: "vda", address, increment: parent && { bitmap: "since", parent } }],
-        checkpoint: null,
-        format,
-        digests: "xxh64",
-        sync: false,
-        tool: "test",
-        connect: {},
-        confirm: async () => undefined,
-      });
-      points.push(manifest);
-    }
-    const dispose = async (): Promise<void> => {
-      await server.close();
-      await folder[Symbol.asyncDispose]();
-    };
-    return { repository, points, contents, [Symbol.asyncDispose]: dispose };
-  }
-
-  const small = 10 * CLUSTER + 1536;
-  it.each(["qcow2", "raw"] as const)(
-    "reads as it was at each point, with zeroes where it grew: %s",
-    async (format) => {
-      for (const sizes of [
-        [small, 2 * small, 3 * small],
-        [3 * small, small, 2 * small],
-      ]) {
-        await using story = await taken(sizes, format);
-        for (const [i, point] of story.points.entries()) {
-          await using view = await ChainView.open(story.repository, DOMAIN, point, "vda");
-          const expected = story.contents[i] as Buffer;
-          const found = await view.read(0, view.size);
-          expect([view.size, found.equals(expected)]).toEqual([expected.length, true]);
-          for (let at = 0; at < view.size; at += 3500) {
-            const piece = await view.read(at, Math.min(3500, view.size - at));
-            expect(piece.equals(expected.subarray(at, at + piece.length))).toBe(true);
-          }
-        }
-      }
-    },
-  );
 });
