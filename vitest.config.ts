@@ -38,7 +38,7 @@ export default defineConfig({
     // A process takes one file after the other: to start it and to load our modules takes longer than most
     // files.
     isolate: false,
-    setupFiles: ["test/support/equal-bytes.ts"],
+    setupFiles: ["test/support/equal-bytes.ts", "test/support/fail-first-try.ts"],
     hookTimeout: SLOWEST_TEST,
     // What is waited for comes within milliseconds, but not on a machine that is busy with other things; libvirt's
     // one thread for events has been half a minute late.

@@ -1,27 +1,22 @@
 /** A copy that follows what its original drops, and what is dropped in the copy: folders and Ceph. */
-import { mkdtemp, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { DeleteObjectCommand, type S3Client } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
 import { type CopyOptions, type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { verifyPoint } from "../../src/backup/verify/verify.js";
-import { BreakingStore } from "../support/breaking-store.js";
-import { restoreEnvironment } from "../support/environment.js";
+import { flipByte } from "../support/flip-byte.js";
 import { ageLocks } from "../support/left-by-prune.js";
-import { keysIn, leftInStore } from "../support/left-in-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
-import { Store } from "../support/store.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 const NAME = MemoryChain.domain;
-const BUCKET = "followed";
 
 /** Two chains of a full point and increments, of which the numbers are written too. */
 async function twoChains(increments: readonly number[]): Promise<MemoryChain> {
@@ -199,7 +194,7 @@ describeWith(["qemu-img"], "a copy in a folder", () => {
     // It is in both, and sound in the copy: what the copy has of it, nobody else may have.
     const image = join(from, NAME, ids[5] ?? "", "vda.qcow2");
     const bytes = await readFile(image);
-    await flip(image, 65_536 + 20_000);
+    await flipByte(image, 65_536 + 20_000);
     expect(await nbdpull("verify", from)).toMatchObject({ code: 3 });
     const refused = await follow();
     expect(refused).toMatchObject({ code: 3 });
@@ -253,48 +248,39 @@ describeWith(["qemu-img"], "a copy in a folder", () => {
 });
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy in an object store", () => {
-  let store: Store;
-  let line: BreakingStore;
-  let client: S3Client;
-  let folder: string;
-  const before = { ...process.env };
+  let lab: StoreLab;
   beforeAll(async () => {
-    store = await Store.start();
-    line = await BreakingStore.start(store);
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    folder = await mkdtemp(join(tmpdir(), "nbdpull-followed-"));
-    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+    lab = await StoreLab.start();
   });
   afterAll(async () => {
-    restoreEnvironment(before);
-    await line?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
-    if (folder) await rm(folder, { recursive: true, force: true });
+    await lab?.[Symbol.asyncDispose]();
+  });
+  beforeEach(async () => {
+    await lab.begin();
   });
 
   it("follows a folder, keeps chains whole, and goes on after a kill", async () => {
     await using chain = await twoChains([3]);
-    const [from, to] = [chain.repository.path, `s3://${BUCKET}/of-folder`];
+    const [from, to] = [chain.repository.path, lab.address("of-folder")];
     const ids = idsOf(chain);
     await resultOf(from, to);
     expect(await nbdpull("prune", from, "--keep-last", "1")).toMatchObject({ code: 0 });
     let deleted = 0;
-    line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
+    lab.line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
     const running = startNbdpull(["copy", from, to, "--delete", "--keep-last", "1"]);
     await expect.poll(() => deleted).toBeGreaterThan(2);
     running.kill("SIGKILL");
     await running.ended;
-    line.fault = () => undefined;
+    lab.line.fault = () => undefined;
     expect(await nbdpull("verify", to)).toMatchObject({ code: 0 });
     const { followed } = await resultOf(from, to, { remove: { last: 1 } });
     expect(followed?.refused).toBeUndefined();
-    expect(await leftInStore(client, BUCKET, "of-folder/")).toEqual([]);
+    expect(await lab.left("of-folder")).toEqual([]);
     const there = await pointsIn(to);
     expect(there).not.toContain(ids[0]);
     await expectCopy(to, chain, there);
     // From there on to another store, and from that one to a folder.
-    const [other, back] = [`s3://${BUCKET}/of-store`, join(folder, "back")];
+    const [other, back] = [lab.address("of-store"), join(lab.folder, "back")];
     await resultOf(to, other);
     await resultOf(other, back);
     await expectCopy(back, chain, there);
@@ -312,26 +298,19 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy in an obje
     }
     // What the store's own prune has dropped stays away, and an empty store empties nothing.
     expect((await resultOf(from, to)).dropped).toEqual([ids.at(-1)]);
-    for (const key of await keysIn(client, BUCKET, `of-store/${NAME}/`)) {
-      await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: key }));
+    for (const key of await lab.keys(`of-store/${NAME}/`)) {
+      await lab.remove(key);
     }
     const refused = await copy(other, back, "--delete", "--keep-last", "1");
     expect(refused).toMatchObject({ code: 4 });
     expect(refused.stderr).toContain("E_SOURCE_EMPTY");
     await expectCopy(back, chain, idsOf(chain).slice(-1));
     expect(await nbdpull("forget", to, NAME, "--force")).toMatchObject({ code: 0 });
-    expect(await keysIn(client, BUCKET, "of-folder/")).toEqual(["of-folder/nbdpull.json"]);
+    expect(await lab.keys("of-folder/")).toEqual(["of-folder/nbdpull.json"]);
   });
 });
 
 async function takeFull(chain: MemoryChain): Promise<void> {
   chain.disk.write(2 * MiB, Buffer.alloc(9000, "a new chain"));
   await chain.take({ full: true, digests: "sha256", granularity: 4096 });
-}
-
-async function flip(path: string, at: number): Promise<void> {
-  await using handle = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await handle.read(byte, 0, 1, at);
-  await handle.write(Buffer.from([~(byte[0] ?? 0) & 0xff]), 0, 1, at);
 }

@@ -1,89 +1,72 @@
 /** Copies that were killed inside a point, and what goes on with them: folders and Ceph. */
 import { createHash } from "node:crypto";
-import { mkdtemp, open, readdir, readFile, rm, stat } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import {
   GetBucketLifecycleConfigurationCommand,
-  GetObjectCommand,
   ListMultipartUploadsCommand,
   ListPartsCommand,
   PutBucketLifecycleConfigurationCommand,
-  PutObjectCommand,
-  type S3Client,
   UploadPartCommand,
 } from "@aws-sdk/client-s3";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
-import { restoreEnvironment } from "../support/environment.js";
+import type { StoreFault } from "../support/breaking-store.js";
 import { ageLocks } from "../support/left-by-prune.js";
-import { keysIn, leftInStore } from "../support/left-in-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { Store } from "../support/store.js";
+import { startAll } from "../support/start-all.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 const NAME = MemoryChain.domain;
-const BUCKET = "going";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was killed inside a point", () => {
-  let store: Store;
-  let line: BreakingStore;
-  let client: S3Client;
+  let lab: StoreLab;
   let chain: MemoryChain;
-  let folder: string;
   /** Of the requests that have written something: "METHOD url". */
   let written: string[] = [];
-  /** Settles when the point is in a store from which it can be copied. */
-  let source: Promise<void> | undefined;
-  const before = { ...process.env };
+  /** The address of the point in a store from which it can be copied. */
+  let source: string | undefined;
 
   /** A full point whose image has three parts. */
   beforeAll(async () => {
-    [store, chain] = await Promise.all([Store.start(), MemoryChain.start(24 * MiB)]);
-    line = await BreakingStore.start(store);
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    folder = await mkdtemp(join(tmpdir(), "nbdpull-goes-on-"));
-    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+    [lab, chain] = await startAll(StoreLab.start(), MemoryChain.start(24 * MiB));
     chain.disk.write(0, Buffer.alloc(18 * MiB, "some of the guest's data; "));
     await chain.take({ full: true, digests: "sha256" });
   });
   afterAll(async () => {
-    restoreEnvironment(before);
-    await line?.[Symbol.asyncDispose]();
     await chain?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
-    if (folder) await rm(folder, { recursive: true, force: true });
+    await lab?.[Symbol.asyncDispose]();
   });
-  afterEach(() => {
-    line.fault = () => undefined;
+  beforeEach(async () => {
+    await lab.begin();
   });
 
   const id = (): string => chain.points[0]?.id ?? "";
   const original = (name: string): Promise<Buffer> => readFile(join(chain.repository.path, NAME, id(), name));
   const note = (): void => {
     written = [];
-    line.fault = ({ method, url }) => {
+    lab.line.fault = ({ method, url }) => {
       if (method === "PUT") written.push(url);
       return undefined;
     };
   };
-  const copyTo = async (to: string): Promise<void> => {
+  const copyTo = async (to: string): Promise<string> => {
     const options = { from: chain.repository, to: await Repository.openOrCreate(to), domain: NAME };
     const { points } = await copyDomain({ ...options, signal: new AbortController().signal });
     expect(points.map(({ state }) => state)).toEqual(["copied"]);
+    return to;
   };
 
   /** Kills a copy when a request has come that is never answered, and the store has so much of an image. */
   async function killAt(prefix: string, what: RegExp, has: number | "all"): Promise<void> {
-    const to = `s3://${BUCKET}/${prefix}`;
+    const to = lab.address(prefix);
     expect(await nbdpull("init", to)).toMatchObject({ code: 0 });
     let silent = 0;
-    line.fault = ({ method, url }) => {
+    lab.line.fault = ({ method, url }) => {
       if (method !== "PUT" || !what.test(url)) return undefined;
       silent += 1;
       return "never answer";
@@ -93,35 +76,32 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     await expect.poll(() => storedOf(prefix)).toBe(has);
     copying.kill("SIGKILL");
     await copying.ended;
-    line.fault = () => undefined;
+    lab.line.fault = () => undefined;
   }
 
   /** How many parts the store has of the image that is being uploaded. */
   async function storedOf(prefix: string): Promise<number | "all"> {
     const Prefix = `${prefix}/${NAME}/${id()}/vda.qcow2`;
-    if ((await keysIn(client, BUCKET, Prefix)).length > 0) return "all";
-    const { Uploads: [upload] = [] } = await client.send(
-      new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix }),
+    if ((await lab.keys(Prefix)).length > 0) return "all";
+    const { Uploads: [upload] = [] } = await lab.client.send(
+      new ListMultipartUploadsCommand({ Bucket: lab.bucket, Prefix }),
     );
     if (!upload) return 0;
     const { Key, UploadId } = upload;
-    const { Parts = [] } = await client.send(new ListPartsCommand({ Bucket: BUCKET, Key, UploadId }));
+    const { Parts = [] } = await lab.client.send(new ListPartsCommand({ Bucket: lab.bucket, Key, UploadId }));
     return Parts.length;
   }
 
   async function expectStored(prefix: string): Promise<void> {
     for (const name of ["vda.qcow2", "vda.digests", "point.json"]) {
       const Key = `${prefix}/${NAME}/${id()}/${name}`;
-      const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
-      expect((await original(name)).equals((await Body?.transformToByteArray()) ?? Buffer.alloc(0))).toBe(
-        true,
-      );
+      expect((await original(name)).equals(await lab.read(Key))).toBe(true);
     }
-    expect(await leftInStore(client, BUCKET, `${prefix}/`)).toEqual([]);
+    expect(await lab.left(prefix)).toEqual([]);
   }
 
   it("sends only the parts that the store lacks", async () => {
-    const to = `s3://${BUCKET}/parts`;
+    const to = lab.address("parts");
     await killAt("parts", /partNumber=2/, 2);
     note();
     await copyTo(to);
@@ -131,26 +111,26 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
   });
 
   it("sends no file again that is whole, and removes what does not belong there", async () => {
-    const to = `s3://${BUCKET}/whole`;
+    const to = lab.address("whole");
     await killAt("whole", /vda\.digests/, "all");
     const foreign = `whole/${NAME}/${id()}/vdb.qcow2`;
-    await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: foreign, Body: "?" }));
+    await lab.put(foreign, "?");
     note();
     await copyTo(to);
     expect(written.filter((url) => url.includes("vda.qcow2"))).toEqual([]);
-    expect(await keysIn(client, BUCKET, foreign)).toEqual([]);
+    expect(await lab.keys(foreign)).toEqual([]);
     await expectStored("whole");
   });
 
   it("sends again what is not the same", async () => {
-    const to = `s3://${BUCKET}/other`;
+    const to = lab.address("other");
     await killAt("other", /partNumber=3/, 2);
-    const { Uploads = [] } = await client.send(
-      new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix: "other/" }),
+    const { Uploads = [] } = await lab.client.send(
+      new ListMultipartUploadsCommand({ Bucket: lab.bucket, Prefix: "other/" }),
     );
     const { Key, UploadId } = Uploads[0] ?? {};
     const Body = Buffer.alloc(8 * MiB, "another content");
-    await client.send(new UploadPartCommand({ Bucket: BUCKET, Key, UploadId, PartNumber: 2, Body }));
+    await lab.client.send(new UploadPartCommand({ Bucket: lab.bucket, Key, UploadId, PartNumber: 2, Body }));
     note();
     await copyTo(to);
     const parts = written.flatMap((url) => /partNumber=\d/.exec(url) ?? []);
@@ -163,14 +143,13 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     ["begins anew in a folder where what is there is not the same", true],
   ])("%s", async (what, isSpoilt) => {
     // From a store, where each byte that is read costs something.
-    const from = `s3://${BUCKET}/source`;
-    source ??= copyTo(from);
-    await source;
-    const to = join(folder, `${isSpoilt}`);
+    source ??= await copyTo(lab.address("source"));
+    const from = source;
+    const to = join(lab.folder, "to");
     expect(await nbdpull("init", to)).toMatchObject({ code: 0 });
     const partial = join(to, NAME, `.${id()}.partial`);
     // What comes after is never answered.
-    line.fault = ({ method, url, range }) =>
+    lab.line.fault = ({ method, url, range }) =>
       method === "GET" && url.includes("vda.qcow2") && startOf(range) >= 12 * MiB
         ? "never answer"
         : undefined;
@@ -190,7 +169,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
       await handle.write(Buffer.alloc(4096), 0, 4096, 5 * MiB);
     }
     const ranges: number[] = [];
-    line.fault = ({ method, url, range }) => {
+    lab.line.fault = ({ method, url, range }) => {
       if (method === "GET" && url.includes("vda.qcow2")) ranges.push(lengthOf(range));
       return undefined;
     };
@@ -209,12 +188,13 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
   });
 
   it("leaves uploads that a rule of the bucket ends, which init puts beside the others", async () => {
+    const buckets: string[] = [];
     for (const theirs of [
       { ID: "theirs", Status: "Enabled", Filter: { Prefix: "logs/" }, Expiration: { Days: 30 } },
       { ID: "older form", Status: "Disabled", Prefix: "old/", Expiration: { Days: 3 } },
     ] as const) {
-      const Bucket = theirs.ID.replaceAll(" ", "-");
-      await store.makeBucket(Bucket);
+      const Bucket = await lab.makeBucket("theirs");
+      buckets.push(Bucket);
       const put = new PutBucketLifecycleConfigurationCommand({
         Bucket,
         LifecycleConfiguration: { Rules: [theirs] },
@@ -228,7 +208,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
         },
         { step: "build", priority: "low" },
       );
-      await client.send(put);
+      await lab.client.send(put);
       const address = `s3://${Bucket}/site-a`;
       const plain = await nbdpull("init", address);
       expect(plain.stdout).toContain(`nbdpull init --lifecycle ${address}`);
@@ -237,7 +217,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
       expect(made.json()).toMatchObject({ lifecycle: "put" });
       const again = await nbdpull("init", address, "--lifecycle");
       expect(again.stdout).toContain("has a rule already");
-      const { Rules = [] } = await client.send(new GetBucketLifecycleConfigurationCommand({ Bucket }));
+      const { Rules = [] } = await lab.client.send(new GetBucketLifecycleConfigurationCommand({ Bucket }));
       expect(Rules).toHaveLength(2);
       expect(Rules.find(({ ID }) => ID === theirs.ID)).toMatchObject(theirs);
       expect(Rules.find(({ ID }) => ID !== theirs.ID)).toMatchObject({
@@ -245,32 +225,35 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
         AbortIncompleteMultipartUpload: { DaysAfterInitiation: 7 },
       });
     }
+    const [Bucket = ""] = buckets;
+    const address = lab.address("site-b", Bucket);
     const rulesOf = async () =>
-      (await client.send(new GetBucketLifecycleConfigurationCommand({ Bucket: "theirs" }))).Rules;
+      (await lab.client.send(new GetBucketLifecycleConfigurationCommand({ Bucket }))).Rules;
     const before = await rulesOf();
     const other = "<DelMarkerExpiration><Days>1</Days></DelMarkerExpiration></Rule>";
     const spoil = (fault: StoreFault, from = 1): void => {
       let asked = 0;
-      line.fault = ({ method, url }) =>
+      lab.line.fault = ({ method, url }) =>
         method === "GET" && url.includes("lifecycle") && ++asked >= from ? fault : undefined;
     };
     spoil({ rewrite: (text) => text.replace("</Rule>", other) });
-    const strange = await nbdpull("init", "s3://theirs/site-b", "--lifecycle");
+    const strange = await nbdpull("init", address, "--lifecycle");
     expect(strange).toMatchObject({ code: 4 });
     expect(strange.stderr).toMatch(/E_S3_RULES: .*DelMarkerExpiration.*nothing was put/);
     spoil({ answer: 404, code: "NoSuchKey" });
-    expect((await nbdpull("init", "s3://theirs/site-b", "--lifecycle")).code).not.toBe(0);
+    expect((await nbdpull("init", address, "--lifecycle")).code).not.toBe(0);
     expect(await rulesOf()).toEqual(before);
     // Whoever changes a rule of the same name.
     spoil({ rewrite: (text) => text.replace("<Days>30<", "<Days>31<") }, 2);
-    const changed = await nbdpull("init", "s3://theirs/site-b", "--lifecycle");
+    const changed = await nbdpull("init", address, "--lifecycle");
     expect(changed).toMatchObject({ code: 4 });
     expect(changed.stderr).toMatch(/E_S3_RULES: .* are not what was put there.*"Days":30/);
-    line.fault = ({ url }) => (url.includes("lifecycle") ? { answer: 403, code: "AccessDenied" } : undefined);
-    const refused = await nbdpull("init", `s3://${BUCKET}/refused`, "--lifecycle");
+    lab.line.fault = ({ url }) =>
+      url.includes("lifecycle") ? { answer: 403, code: "AccessDenied" } : undefined;
+    const refused = await nbdpull("init", lab.address("refused"), "--lifecycle");
     expect(refused).toMatchObject({ code: 4 });
     expect(refused.stderr).toContain("E_S3_ACCESS");
-    expect((await nbdpull("init", join(folder, "no-store"), "--lifecycle")).code).toBe(2);
+    expect((await nbdpull("init", join(lab.folder, "no-store"), "--lifecycle")).code).toBe(2);
   });
 });
 

@@ -18,6 +18,7 @@ import {
   startQemu,
   uriOf,
 } from "../nbd/servers.js";
+import { freshPaths } from "../support/fresh.js";
 import { nbdpullMeasured } from "../support/peak-memory.js";
 import { choppedRelay, PieceCollector } from "../support/piece-collector.js";
 import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
@@ -32,6 +33,7 @@ const STRETCHES = [
 ];
 
 let folder: Folder;
+const fresh = freshPaths();
 let image: string;
 beforeAll(async () => {
   folder = await makeFolder();
@@ -83,7 +85,7 @@ describeWith(["nbdkit", "qemu-nbd", "certtool"], "reading in pieces from real se
   it.each([[[1, 40, 17]], [[5000, 3, 70_000]], [[1_000_000]]])(
     "works over TLS with segments of any size: %j",
     async (sizes) => {
-      const authority = await makeAuthority(folder, `ca-${sizes.join("-")}`);
+      const authority = await makeAuthority({ path: fresh("") }, "ca");
       await using server = await startQemu(
         folder,
         `--object=tls-creds-x509,id=tls0,endpoint=server,verify-peer=yes,dir=${authority.path}`,
@@ -145,14 +147,14 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
       reconnect: { attempts: 3, delayMs: 1, maxDelayMs: 5 },
       onEvent: ({ type }) => events.push(type),
     });
-    const imagePath = join(folder.path, `lost-${carried}.${format}`);
+    const imagePath = fresh(`lost.${format}`);
     await pullFile({
       ...{ client, imagePath, format, bitmap: undefined, digests: "xxh64", force: false, sync: false },
       // With more connections, none would carry enough bytes to be cut.
       window: { connections: 2 },
     });
     expect(events).toContain("lost");
-    const out = join(folder.path, `lost-${carried}.${format}.bytes`);
+    const out = fresh(`lost.${format}.bytes`);
     await execa("qemu-img", ["convert", "-f", format, "-O", "raw", imagePath, out]);
     expect((await readFile(out)).equals(pattern(0, 24 * MiB))).toBe(true);
   });
@@ -231,7 +233,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
   it.skipIf(SKIP_WITHOUT_ROOT).each(["qcow2", "raw"] as const)(
     "into %s with digests leaves nothing if the disk is full (needs root)",
     async (format) => {
-      const small = join(folder.path, `small-${format}`);
+      const small = fresh("small");
       await mkdir(small);
       await execa("mount", ["-t", "tmpfs", "-o", "size=5M", "tmpfs", small]);
       try {
@@ -256,7 +258,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
   it("needs no more memory for more bytes in flight", async () => {
     await using server = await startNbdkit(folder, "--filter=delay", "pattern", "256M", "delay-read=2ms");
     const peak = async (inFlight: string): Promise<number> => {
-      const target = join(folder.path, `${inFlight}.raw`);
+      const target = fresh(`${inFlight}.raw`);
       const args = ["pull", server.uri, target, "--in-flight", inFlight, "--no-fsync"];
       return (await nbdpullMeasured(...args)).peakBytes;
     };

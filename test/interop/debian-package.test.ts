@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Folder, makeFolder } from "../nbd/servers.js";
+import { freshPaths } from "../support/fresh.js";
 import { describeWith } from "../support/tools.js";
 
 const root = join(import.meta.dirname, "../..");
@@ -16,6 +17,7 @@ const WHOLE = process.env["NBDPULL_TEST_DEBIAN"] === "1";
 const SLOWEST = 20 * 60_000;
 
 let folder: Folder;
+const fresh = freshPaths();
 beforeAll(async () => {
   folder = await makeFolder();
 });
@@ -82,7 +84,7 @@ describeWith(["dpkg-deb", "openssl"], "the Debian package", () => {
     expect(await nbdpull("--version")).toBe(
       JSON.parse(await readFile(join(root, "package.json"), "utf8")).version,
     );
-    const repository = join(folder.path, "repository");
+    const repository = fresh("repository");
     expect(await nbdpull("init", repository)).toContain("a new repository");
     expect(await nbdpull("points", repository)).toBe("no restore points yet");
     expect(`${await nbdpull("completion", "bash")}\n`).toBe(
@@ -114,16 +116,16 @@ describeWith(["dpkg-deb", "openssl"], "the Debian package", () => {
 
   it("has settings that make sense when they are no comments any more", async () => {
     const text = await readFile(join(root, "packaging/debian/nbdpull.toml"), "utf8");
-    const settings = join(folder.path, "settings.toml");
-    const repository = join(folder.path, "settled");
+    const settings = fresh("settings.toml");
+    const repository = fresh("settled");
     const real = text
       .replaceAll(/^#(?=\S)/gm, "")
       .replace("/srv/backups", repository)
-      .replace("/var/lib/prometheus/node-exporter", folder.path);
+      .replace("/var/lib/prometheus/node-exporter", fresh(""));
     await writeFile(settings, real, { mode: 0o600 });
     await nbdpull("init", repository);
     for (const command of ["prune", "verify"]) await nbdpull(command, repository, "--config", settings);
-    expect(await readFile(join(folder.path, "nbdpull.prom"), "utf8")).toContain("nbdpull_");
+    expect(await readFile(fresh("nbdpull.prom"), "utf8")).toContain("nbdpull_");
   });
 });
 

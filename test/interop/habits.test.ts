@@ -5,6 +5,7 @@ import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { shareOfToday } from "../../bin/share-of-points.js";
 import { DAMAGE_RECORD } from "../../src/backup/repository/damage-record.js";
+import { freshPaths } from "../support/fresh.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 import { SKIP_WITHOUT_ROOT } from "../support/tools.js";
@@ -23,7 +24,7 @@ afterAll(async () => {
   await chain?.[Symbol.asyncDispose]();
 });
 
-const at = (name: string): string => join(chain.folder, name);
+const at = freshPaths();
 const withEnv = (env: Record<string, string>, ...args: string[]): Promise<Ran> => runNbdpull(args, { env });
 
 describe("a wrong word", () => {
@@ -46,6 +47,20 @@ describe("a wrong word", () => {
     [
       "a path without its option",
       ["restore", "REPO", "guest", "OUT"],
+      2,
+      "E_USAGE: required option '--to <target>' not specified",
+      "--to OUT",
+    ],
+    [
+      "the name of an option, and not a word behind --",
+      ["backup", "guest", "--too", "REPO", "--", "--never"],
+      2,
+      "E_USAGE: unknown option '--too'",
+      "--to",
+    ],
+    [
+      "a path without its option, and no word behind -- is one",
+      ["restore", "REPO", "--", "-guest", "OUT"],
       2,
       "E_USAGE: required option '--to <target>' not specified",
       "--to OUT",
@@ -283,6 +298,23 @@ it("metrics of verify and prune are only about a whole repository, and know of d
   expect([ran.code, ran.stdout]).toEqual([0, "no point is due for verification today"]);
   expect(await code("verify")).toBe("3");
   await rm(record);
+});
+
+it("a report that can't be written is told of before a night's work, which is done all the same", async () => {
+  await writeFile(at("notes.html"), "mine");
+  for (const report of [at("no/such/folder.html"), at("notes.html")]) {
+    const words = ["run", "guest", "--to", repo, "--connect", "test:///nowhere", "--verify-share", "1"];
+    const ran = await nbdpull(...words, "--report", report, "--json");
+    expect([ran.code, ran.json()]).toMatchObject([
+      4,
+      { report: { error: { code: "E_REPORT_FILE" } }, verify: { damaged: false }, exitCode: 4 },
+    ]);
+    const errors = ran.stderr.split("\n").filter((line) => line.startsWith("nbdpull: "));
+    expect(errors).toMatchObject([
+      expect.stringContaining("E_REPORT_FILE: report: "),
+      expect.stringContaining("backup: "),
+    ]);
+  }
 });
 
 it("a repository that can't be opened is none that isn't there", async () => {

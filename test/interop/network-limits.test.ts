@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Command } from "commander";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { limitsOf, withLimits } from "../../bin/network-limits.js";
+import { freshPaths } from "../support/fresh.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { startServing } from "../support/serving.js";
@@ -13,6 +14,7 @@ import { startServing } from "../support/serving.js";
 const CLUSTER = 64 * 1024;
 
 let chain: MemoryChain;
+const fresh = freshPaths();
 beforeAll(async () => {
   chain = await MemoryChain.start(64 * CLUSTER);
   for (let cluster = 0; cluster < 64; cluster += 2) {
@@ -48,7 +50,7 @@ describe("limits for a server", () => {
 
   it("bound the extents of a map, and let a disk through that is just as fragmented", async () => {
     const pull = (most: number) =>
-      nbdpull("pull", chain.uri, join(chain.folder, `${most}.raw`), "--max-extents", `${most}`, "--json");
+      nbdpull("pull", chain.uri, fresh(`${most}.raw`), "--max-extents", `${most}`, "--json");
     const refused = await pull(63);
     expect([refused.code, refused.json()]).toMatchObject([1, { error: { code: "NBD_TOO_MANY_EXTENTS" } }]);
     expect((await pull(64)).code).toBe(0);

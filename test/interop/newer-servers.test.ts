@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type ConnectOptions, listExports, NbdClient, type StatusExtent } from "../../src/nbd/index.js";
 import { type Folder, makeAuthority, makeFolder, pattern, uriOf } from "../nbd/servers.js";
 import { collect } from "../support/collect.js";
+import { freshPaths } from "../support/fresh.js";
 import { expectRead, mapOf, theirMap } from "../support/maps.js";
 import { nbdpull } from "../support/nbdpull.js";
 import {
@@ -25,6 +26,7 @@ const ALLOCATION = "base:allocation";
 const DIRTY = "qemu:dirty-bitmap:b0";
 
 let folder: Folder;
+const fresh = freshPaths();
 const at = (name: string): string => join(folder.path, name);
 
 async function image(name: string, size: number | string, ...commands: readonly string[]): Promise<string> {
@@ -228,7 +230,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "4k", disk, "b0");
       await io(disk, "write -q -P 2 4k 4k", "write -q -z 1M 12k", `write -q -P 3 ${8 * GiB - 4096} 8k`);
       await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", "-B", "b0", disk);
-      const inc = at("inc.qcow2");
+      const inc = fresh("inc.qcow2");
       const ran = await nbdpull(
         "pull",
         server.uri,
@@ -247,7 +249,7 @@ describeWithNewerSuite("newer servers and clients", () => {
 
     describeWith(["certtool", "psktool"], "over TLS", () => {
       it("works with certificates on both sides", async () => {
-        const { path } = await makeAuthority(folder, "ours");
+        const { path } = await makeAuthority({ path: fresh("") }, "ours");
         await writeFile(at("x509.raw"), pattern(0, 3 * MiB));
         const creds = `--object=tls-creds-x509,id=tls0,endpoint=server,verify-peer=yes,dir=${path}`;
         await using server = await startNewerQemu(

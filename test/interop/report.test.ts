@@ -22,6 +22,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ReportDocument } from "../../bin/report-document.js";
 import { reportedDomains } from "../../src/backup/report/repository-facts.js";
 import { CHROMIUM, startBrowser } from "../support/browser.js";
+import { freshPaths } from "../support/fresh.js";
 import type { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { HOSTILE, makeReportedRepository } from "../support/reported-repository.js";
@@ -30,6 +31,7 @@ import { describeWith } from "../support/tools.js";
 const HOUR = 3600;
 
 let chain: MemoryChain;
+const fresh = freshPaths();
 let folder: string;
 let html: string;
 let ran: Ran;
@@ -125,15 +127,15 @@ describe("nbdpull report", () => {
 
   it("replaces an older report and nothing else, and asks for what makes sense", async () => {
     const write = (path: string): Promise<Ran> => nbdpull("report", chain.repository.path, "--html", path);
-    const precious = join(folder, "precious.html");
+    const precious = fresh("precious.html");
     await writeFile(precious, "<!DOCTYPE html><p>precious</p>");
-    await symlink(html, join(folder, "link.html"));
-    for (const path of [precious, join(folder, "link.html"), join(folder, "none", "x.html")]) {
+    await symlink(html, fresh("link.html"));
+    for (const path of [precious, fresh("link.html"), fresh("none/x.html")]) {
       const refused = await write(path);
       expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(/report/)]);
     }
     expect(await readFile(precious, "utf8")).toContain("precious");
-    const older = join(folder, "older.html");
+    const older = fresh("older.html");
     await copyFile(html, older);
     const before = await stat(older);
     expect((await write(older)).code).toBe(3);

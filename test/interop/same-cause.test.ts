@@ -2,6 +2,7 @@
 import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { freshPaths } from "../support/fresh.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull } from "../support/nbdpull.js";
 
@@ -18,14 +19,14 @@ interface Where {
 const COMMANDS: Readonly<Record<string, (where: Where) => readonly string[]>> = {
   points: ({ repo, domain }) => [repo, domain],
   diff: ({ repo, domain, at }) => [repo, domain, at, "latest"],
-  restore: ({ repo, domain, at }) => [repo, domain, "--at", at, "--to", inside("restored")],
+  restore: ({ repo, domain, at }) => [repo, domain, "--at", at, "--to", fresh("restored")],
   verify: ({ repo, domain, at }) => [repo, domain, "--at", at],
   repair: ({ repo, domain }) => [repo, domain],
-  copy: ({ repo, domain }) => [repo, inside("copied"), domain, "--create"],
+  copy: ({ repo, domain }) => [repo, fresh("copied"), domain, "--create"],
   prune: ({ repo, domain }) => [repo, domain, "--keep-last", "1"],
   forget: ({ repo, domain }) => [repo, domain, "--force"],
-  serve: ({ repo, domain, at }) => [repo, domain, "--at", at, "--socket", inside("served")],
-  mount: ({ repo, domain, at }) => [repo, domain, inside("mounted"), "--at", at],
+  serve: ({ repo, domain, at }) => [repo, domain, "--at", at, "--socket", fresh("served")],
+  mount: ({ repo, domain, at }) => [repo, domain, fresh("mounted"), "--at", at],
   rehearse: ({ repo, domain, at }) => [repo, domain, "--at", at],
   report: ({ repo }) => [repo],
   stats: ({ repo }) => [repo],
@@ -34,6 +35,7 @@ const ALL = Object.keys(COMMANDS);
 const OF_A_POINT = ["diff", "restore", "verify", "serve", "mount", "rehearse"];
 
 let chain: MemoryChain;
+const fresh = freshPaths();
 const inside = (name: string): string => join(chain.folder, name);
 beforeAll(async () => {
   chain = await MemoryChain.start(SIZE);
@@ -118,13 +120,13 @@ describe("every command", () => {
     const done = [
       ["info", chain.uri],
       ["map", chain.uri],
-      ["pull", chain.uri, inside("pulled")],
-      ["init", inside("new")],
+      ["pull", chain.uri, fresh("pulled")],
+      ["init", fresh("new")],
       ["completion", "bash"],
       ...["points", "stats", "report", "verify", "repair"].map((command) => [command, chain.repository.path]),
       ["prune", chain.repository.path, "--keep-last", "9", "--dry-run"],
-      ["restore", chain.repository.path, "--to", inside("whole")],
-      ["copy", chain.repository.path, inside("copy"), "--create"],
+      ["restore", chain.repository.path, "--to", fresh("whole")],
+      ["copy", chain.repository.path, fresh("copy"), "--create"],
     ] as const;
     const told = await Promise.all(done.map(([command, ...args]) => run(command, args)));
     expect(told).toEqual(done.map(([command]) => [command, 0, undefined]));

@@ -158,10 +158,7 @@ describe("the address of nbdpull serve", () => {
 
   describeWith(["certtool", "nbdinfo"], "with TLS", () => {
     it("may be open to other machines, and admits only clients with a certificate", async () => {
-      const { path } = await makeAuthority(
-        { path: out, [Symbol.asyncDispose]: async () => undefined },
-        "ours",
-      );
+      const { path } = await makeAuthority({ path: out }, "ours");
       const pem = (name: string): string => join(path, `${name}.pem`);
       const tls = ["--tls-cert", pem("server-cert"), "--tls-key", pem("server-key")];
       const server = await startServing(repo(), "--listen", "0.0.0.0:0", ...tls, "--tls-ca", pem("ca-cert"));
@@ -180,10 +177,7 @@ describe("the address of nbdpull serve", () => {
     });
 
     it("is refused if certificate and key don't match", async () => {
-      const { path } = await makeAuthority(
-        { path: out, [Symbol.asyncDispose]: async () => undefined },
-        "ours",
-      );
+      const { path } = await makeAuthority({ path: out }, "ours");
       const tls = ["--tls-cert", join(path, "server-cert.pem"), "--tls-key", join(path, "client-key.pem")];
       const ran = await nbdpull("serve", repo(), "--listen", "0", ...tls, "--json");
       expect([ran.code, ran.json()]).toMatchObject([2, { error: { code: "E_TLS_FILE" } }]);

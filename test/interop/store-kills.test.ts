@@ -4,17 +4,14 @@
  */
 import { writeFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { S3Client } from "@aws-sdk/client-s3";
-import { afterAll, beforeAll, expect, it } from "vitest";
-import { restoreEnvironment } from "../support/environment.js";
-import { halfInStore, leftInStore } from "../support/left-in-store.js";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { Store } from "../support/store.js";
+import { startAll } from "../support/start-all.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
-const BUCKET = "killed";
 const NAME = MemoryChain.domain;
 const { NBDPULL_KILL_ROUNDS = "1", NBDPULL_KILL_LOG } = process.env;
 /** Each of them kills a backup, a copy and a prune. */
@@ -26,14 +23,12 @@ const LATEST_KILL_MS = 1_000;
 const LATEST_PRUNE_KILL_MS = 200;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it writes to an object store", () => {
-  let store: Store | undefined;
-  let client: S3Client;
+  let lab: StoreLab;
   let chain: MemoryChain;
-  const before = { ...process.env };
 
   /** Three chains of a full point and an increment. */
   beforeAll(async () => {
-    [, chain] = await Promise.all([newStore(), MemoryChain.start(24 * MiB)]);
+    [lab, chain] = await startAll(StoreLab.start(), MemoryChain.start(24 * MiB));
     for (const round of [1, 2, 3]) {
       chain.disk.write(round * MiB, Buffer.alloc(18 * MiB, `round ${round}`));
       await chain.take({ full: true, digests: "sha256", granularity: 4096 });
@@ -42,17 +37,16 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     }
   });
   afterAll(async () => {
-    restoreEnvironment(before);
     await chain?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
+    await lab?.[Symbol.asyncDispose]();
+  });
+  beforeEach(async () => {
+    await lab.begin();
   });
 
   async function newStore(): Promise<void> {
-    await store?.[Symbol.asyncDispose]();
-    store = await Store.start();
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    Object.assign(process.env, store.environment);
+    await lab[Symbol.asyncDispose]();
+    lab = await StoreLab.start();
   }
 
   it("loses no point, and nothing is left of it after the next run", async () => {
@@ -61,7 +55,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     for (let round = 0; round < ROUNDS; round += 1) {
       if (round > 0 && round % ROUNDS_OF_STORE === 0) await newStore();
       const prefix = `round-${round}`;
-      const address = `s3://${BUCKET}/${prefix}`;
+      const address = lab.address(prefix);
       expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
       const copy = ["copy", chain.repository.path, address];
       const backup = ["attach", "--domain", NAME, "--xml", job, "--to", address];
@@ -73,12 +67,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
       ] as const;
       for (const { kind, args, atLeast, atMost, after, latest } of steps) {
         // The first one at once: in a single round, none may come early enough by chance.
-        if (await leavesHalf(args, `${prefix}/`, round === 0 ? 0 : latest)) halves[kind] += 1;
+        if (await leavesHalf(args, prefix, round === 0 ? 0 : latest)) halves[kind] += 1;
         const now = await soundPoints(address);
         expect(now, `after the kill of a ${kind}`).toBeGreaterThanOrEqual(atLeast);
         expect(now).toBeLessThanOrEqual(atMost);
         expect(await nbdpull(...args)).toMatchObject({ code: 0 });
-        expect(await leftInStore(client, BUCKET, `${prefix}/`)).toEqual([]);
+        expect(await lab.left(prefix)).toEqual([]);
         // A backup may have been committed just before it was killed.
         const whole = await soundPoints(address);
         expect([after, kind === "backup" ? now + 1 : after]).toContain(whole);
@@ -96,7 +90,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     prefix: string,
     latest = LATEST_KILL_MS,
   ): Promise<boolean> {
-    const half = async (): Promise<string> => (await halfInStore(client, BUCKET, prefix)).join(" ");
+    const half = async (): Promise<string> => (await lab.half(prefix)).join(" ");
     // What an earlier one has left is removed first.
     const earlier = await half();
     const run = startNbdpull([...args]);

@@ -2,32 +2,22 @@
  * Points in Ceph that take over what they need of dropped ones: the store copies what it can. qemu-img judges
  * what lies there. `NBDPULL_KILL_ROUNDS=20` kills at every step, and at random moments too.
  */
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import {
-  CopyObjectCommand,
-  CreateBucketCommand,
-  GetObjectCommand,
-  PutObjectCommand,
-  PutObjectRetentionCommand,
-  type S3Client,
-} from "@aws-sdk/client-s3";
+import { PutObjectRetentionCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
-import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
-import { restoreEnvironment } from "../support/environment.js";
-import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
+import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { Store } from "../support/store.js";
+import { noise } from "../support/noise.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
-const BUCKET = "merged";
 const NAME = MemoryChain.domain;
 const KILL_ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "0");
 const DIE = fileURLToPath(new URL("../support/prune-and-die.mjs", import.meta.url));
@@ -40,32 +30,23 @@ describeWith(
   ["radosgw", "ceph-mon", "ceph-osd", "qemu-img"],
   "a prune that merges in an object store",
   () => {
-    let store: Store;
-    let line: BreakingStore;
-    let client: S3Client;
-    let folder: string;
+    let lab: StoreLab;
     let chain: MemoryChain;
-    const before = { ...process.env };
+    /** Where the chain lies. */
+    let home: string;
 
     /** A full point and increments; the disk ends inside a sector, and some clusters are defined in part. */
     beforeAll(async () => {
-      store = await Store.start();
-      line = await BreakingStore.start(store);
-      client = store.client();
-      await store.makeBucket(BUCKET);
-      folder = await mkdtemp(join(tmpdir(), "nbdpull-merged-"));
-      Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
-      chain = await newChain(`s3://${BUCKET}/chain`);
+      lab = await StoreLab.start();
+      home = lab.bucket;
+      chain = await newChain(lab.address("chain"));
     });
     afterAll(async () => {
-      restoreEnvironment(before);
       await chain?.[Symbol.asyncDispose]();
-      await line?.[Symbol.asyncDispose]();
-      await store?.[Symbol.asyncDispose]();
-      if (folder) await rm(folder, { recursive: true, force: true });
+      await lab?.[Symbol.asyncDispose]();
     });
-    afterEach(() => {
-      line.fault = () => undefined;
+    beforeEach(async () => {
+      await lab.begin();
     });
 
     async function newChain(address: string, compress?: "deflate"): Promise<MemoryChain> {
@@ -82,38 +63,25 @@ describeWith(
       return made;
     }
 
-    /** The store copies the objects, as a program would. */
-    async function copyOf(name: string): Promise<string> {
-      for (const key of await keysIn(client, BUCKET, "chain/")) {
-        const Key = key.replace("chain", name);
-        await client.send(new CopyObjectCommand({ Bucket: BUCKET, Key, CopySource: `${BUCKET}/${key}` }));
-      }
-      return `s3://${BUCKET}/${name}`;
-    }
+    const copyOf = (name: string): Promise<string> => lab.copyOf("chain", home, name);
 
     /**
      * Holds what lies there against what the disk was: by stock QEMU in a folder; if half, by restores too.
      */
     async function judge(name: string, judged = chain, isHalf = false): Promise<number> {
-      const address = `s3://${BUCKET}/${name}`;
-      const path = join(folder, name);
-      await rm(path, { recursive: true, force: true });
-      for (const Key of await keysIn(client, BUCKET, `${name}/`)) {
-        const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
-        await mkdir(dirname(join(folder, Key)), { recursive: true });
-        await writeFile(join(folder, Key), (await Body?.transformToByteArray()) ?? "");
-      }
+      const address = lab.address(name);
+      const path = await lab.download(name);
       const ids = ((await nbdpull("points", address, "--json")).json() as { id: string }[]).map(
         ({ id }) => id,
       );
       for (const id of ids) {
-        const expected = join(folder, `${id}.raw`);
+        const expected = join(lab.folder, `${id}.raw`);
         await writeFile(expected, await judged.contentOf(id));
         const image = join(path, NAME, id, "vda.qcow2");
         await execa("qemu-img", ["check", image]);
         await execa("qemu-img", ["compare", "-f", "qcow2", "-F", "raw", image, expected]);
         if (!isHalf) continue;
-        const target = join(folder, name, `restored-${id}`);
+        const target = join(lab.folder, name, `restored-${id}`);
         expect(
           await nbdpull("restore", address, NAME, "--at", id, "--format", "raw", "--to", target),
         ).toMatchObject({ code: 0 });
@@ -130,9 +98,8 @@ describeWith(
       if (!result || "error" in result) throw new Error(JSON.stringify(result));
       return result;
     };
-    const isLeft = (name: string): Promise<string[]> => leftInStore(client, BUCKET, `${name}/`);
     const filesOf = async (name: string): Promise<string[]> =>
-      (await keysIn(client, BUCKET, `${name}/${NAME}/2`)).map((key) => key.slice(key.lastIndexOf("/") + 1));
+      (await lab.keys(`${name}/${NAME}/2`)).map((key) => key.slice(key.lastIndexOf("/") + 1));
 
     it("takes over what it needs of dropped points, most of it copied by the store", async () => {
       const address = await copyOf("whole");
@@ -144,32 +111,32 @@ describeWith(
       expect(dry).toMatchObject({ points: result.points, copiedBytes: result.copiedBytes });
       expect(dry.writtenBytes).toBeGreaterThanOrEqual(result.writtenBytes);
       expect(result.copiedBytes).toBeGreaterThan(result.writtenBytes);
-      expect(await isLeft("whole")).toEqual([]);
+      expect(await lab.left("whole")).toEqual([]);
       expect(await filesOf("whole")).toHaveLength(9);
       expect(await judge("whole")).toBe(3);
       // A merged point is merged again.
       expect(await nbdpull("prune", address, "--keep-last", "1")).toMatchObject({ code: 0 });
-      expect(await isLeft("whole")).toEqual([]);
+      expect(await lab.left("whole")).toEqual([]);
       expect(await filesOf("whole")).toHaveLength(3);
       expect(await judge("whole")).toBe(1);
-      const target = join(folder, "restored");
+      const target = join(lab.folder, "restored");
       expect(await nbdpull("restore", address, NAME, "--format", "raw", "--to", target)).toMatchObject({
         code: 0,
       });
-      const content = join(folder, `${chain.points.at(-1)?.id}.raw`);
+      const content = join(lab.folder, `${chain.points.at(-1)?.id}.raw`);
       await execa("cmp", [join(target, "vda.raw"), content]);
     });
 
     it("leaves compressed clusters as they are", async () => {
-      const address = `s3://${BUCKET}/compressed`;
+      const address = lab.address("compressed");
       await using compressed = await newChain(address, "deflate");
       expect(await prune(address)).toMatchObject({ code: 0 });
       expect(await judge("compressed", compressed)).toBe(3);
-      expect(await isLeft("compressed")).toEqual([]);
+      expect(await lab.left("compressed")).toEqual([]);
     });
 
     it("has the store copy nothing of disks without digests, which nobody could compare", async () => {
-      const address = `s3://${BUCKET}/plain`;
+      const address = lab.address("plain");
       await using plain = await MemoryChain.start(16 * MiB, address);
       plain.disk.write(0, noise(12 * MiB, 1));
       await plain.take({ digests: undefined });
@@ -194,7 +161,7 @@ describeWith(
         expect(await die(address, step)).toHaveLength(step + 1);
         expect(await judge(`died-${step}`, chain, name === HARDEST)).toBeGreaterThanOrEqual(3);
         expect(await prune(address)).toMatchObject({ code: 0 });
-        expect(await isLeft(`died-${step}`)).toEqual([]);
+        expect(await lab.left(`died-${step}`)).toEqual([]);
         expect(await filesOf(`died-${step}`)).toHaveLength(9);
         expect(await judge(`died-${step}`)).toBe(3);
       }
@@ -202,13 +169,13 @@ describeWith(
         const name = `random-${round}`;
         const address = await copyOf(name);
         const run = startNbdpull(["prune", address, "--keep-last", "3"]);
-        while ((await halfInStore(client, BUCKET, `${name}/`)).length === 0) await sleep(20);
+        while ((await lab.half(name)).length === 0) await sleep(20);
         await sleep(Math.random() * 1_500);
         run.kill("SIGKILL");
         await run.ended;
         expect(await judge(name)).toBeGreaterThanOrEqual(3);
         expect(await prune(address)).toMatchObject({ code: 0 });
-        expect(await isLeft(name)).toEqual([]);
+        expect(await lab.left(name)).toEqual([]);
         expect(await filesOf(name)).toHaveLength(9);
         expect(await judge(name)).toBe(3);
       }
@@ -216,23 +183,23 @@ describeWith(
 
     it("goes on where requests fail and answers are lost, and changes nothing where a store copies wrong", async () => {
       const address = await copyOf("broken");
-      const there = await keysIn(client, BUCKET, "broken/");
+      const there = await lab.keys("broken/");
       const shorter: StoreFault = { copyInstead: (first, last) => [first, last - 65_536] };
       const elsewhere: StoreFault = { copyInstead: (first, last) => [first + 65_536, last + 65_536] };
       for (const fault of [shorter, elsewhere]) {
         let copies = 0;
-        line.fault = ({ method, url }) =>
+        lab.line.fault = ({ method, url }) =>
           method === "PUT" && url.includes("partNumber=2&") && copies++ === 0 ? fault : undefined;
         const ran = await prune(address);
         expect(ran.code).not.toBe(0);
         expect(copies).toBeGreaterThan(0);
-        line.fault = () => undefined;
-        expect(await isLeft("broken")).toEqual([]);
-        expect(await keysIn(client, BUCKET, "broken/")).toEqual(there);
+        lab.line.fault = () => undefined;
+        expect(await lab.left("broken")).toEqual([]);
+        expect(await lab.keys("broken/")).toEqual(there);
       }
       let failed = 0;
       let lost = 0;
-      line.fault = ({ method, url }) => {
+      lab.line.fault = ({ method, url }) => {
         if (method === "PUT" && url.includes("partNumber") && failed++ < 3)
           return { answer: 500, code: "InternalError" };
         if (method === "PUT" && url.includes("/point.json") && lost++ < 2) return "lose answer";
@@ -241,15 +208,15 @@ describeWith(
       };
       expect(await prune(address)).toMatchObject({ code: 0 });
       expect(lost).toBeGreaterThan(5);
-      line.fault = () => undefined;
-      expect(await isLeft("broken")).toEqual([]);
+      lab.line.fault = () => undefined;
+      expect(await lab.left("broken")).toEqual([]);
       expect(await judge("broken")).toBe(3);
     });
 
     it("merges nothing that can't be deleted yet, and tells until when old versions stay", async () => {
-      const Bucket = "locked";
-      await client.send(new CreateBucketCommand({ Bucket, ObjectLockEnabledForBucket: true }));
-      await using locked = await MemoryChain.start(8 * MiB, "s3://locked/here");
+      const Bucket = await lab.makeBucket("locked", { ObjectLockEnabledForBucket: true });
+      const address = lab.address("here", Bucket);
+      await using locked = await MemoryChain.start(8 * MiB, address);
       for (const round of [1, 2]) {
         locked.disk.write(round * MiB, noise(2 * MiB, round));
         await locked.take({ digests: "sha256" });
@@ -257,24 +224,19 @@ describeWith(
       const Key = `here/${NAME}/${locked.points[0]?.id}/vda.qcow2`;
       const lock = async (until: number): Promise<void> => {
         const Retention = { Mode: "GOVERNANCE", RetainUntilDate: new Date(until) } as const;
-        await client.send(
+        await lab.client.send(
           new PutObjectRetentionCommand({ Bucket, Key, Retention, BypassGovernanceRetention: true }),
         );
       };
-      const pruned = () => nbdpull("prune", "s3://locked/here", "--keep-last", "1", "--json");
+      const pruned = () => nbdpull("prune", address, "--keep-last", "1", "--json");
       // Ceph can't do it where there are versions.
       const unable = resultOf(await pruned());
       expect(unable.points[0]?.reasons).toContain("the store can't replace on condition");
       expect(unable.merges).toEqual([]);
       // As a store that can: nobody else writes there, so it takes what Ceph would refuse.
-      line.fault = () => "ignore conditions";
-      const marker = { Bucket, Key: "here/nbdpull.json" };
-      const { Body } = await client.send(new GetObjectCommand(marker));
-      const text = ((await Body?.transformToString()) ?? "").replace(
-        /("conditionalReplace":) false/,
-        "$1 true",
-      );
-      await client.send(new PutObjectCommand({ ...marker, Body: text }));
+      lab.line.fault = () => "ignore conditions";
+      const marker = (await lab.read("here/nbdpull.json", Bucket)).toString();
+      await lab.put("here/nbdpull.json", marker.replace(/("conditionalReplace":) false/, "$1 true"), Bucket);
       const tomorrow = Date.now() + 86_400_000;
       await lock(tomorrow);
       const kept = resultOf(await pruned());
@@ -287,17 +249,7 @@ describeWith(
       const ran = await pruned();
       expect(resultOf(ran)).toMatchObject({ points: [{ action: "drop" }, { action: "keep" }] });
       expect(ran.stderr).toMatch(/images that were replaced .* until a lifecycle rule/);
-      expect(await nbdpull("verify", "s3://locked/here")).toMatchObject({ code: 0 });
+      expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
     });
   },
 );
-
-function noise(length: number, seed: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  let state = seed * 2_654_435_761;
-  for (let i = 0; i < length; i += 4) {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) | 0;
-    if (i + 4 <= length) bytes.writeInt32LE(state, i);
-  }
-  return bytes;
-}

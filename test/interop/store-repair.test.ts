@@ -4,28 +4,16 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import {
-  CopyObjectCommand,
-  CreateBucketCommand,
-  CreateMultipartUploadCommand,
-  DeleteObjectCommand,
-  GetObjectCommand,
-  PutObjectCommand,
-  type S3Client,
-} from "@aws-sdk/client-s3";
+import { CreateMultipartUploadCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
-import { BreakingStore } from "../support/breaking-store.js";
-import { restoreEnvironment } from "../support/environment.js";
-import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { Store } from "../support/store.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 const CLUSTER = 64 * 1024;
-const BUCKET = "mended";
 const NAME = MemoryChain.domain;
 const KILL_ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "0");
 const DIE = fileURLToPath(new URL("../support/repair-and-die.mjs", import.meta.url));
@@ -40,20 +28,16 @@ interface Repaired {
 }
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object store", () => {
-  let store: Store;
-  let line: BreakingStore;
-  let client: S3Client;
+  let lab: StoreLab;
   let chain: MemoryChain;
-  const before = { ...process.env };
+  /** Where the chain lies. */
+  let home: string;
 
   /** A full point, an increment with a cluster of its own, and another full one. */
   beforeAll(async () => {
-    store = await Store.start();
-    line = await BreakingStore.start(store);
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
-    chain = await MemoryChain.start(40 * MiB + 512, `s3://${BUCKET}/chain`);
+    lab = await StoreLab.start();
+    home = lab.bucket;
+    chain = await MemoryChain.start(40 * MiB + 512, lab.address("chain"));
     for (let at = 0; at < 26 * MiB; at += CLUSTER) chain.disk.write(at, Buffer.alloc(CLUSTER, `at ${at};`));
     await chain.take({ digests: "sha256" });
     const more = Buffer.alloc(CLUSTER, "more");
@@ -65,43 +49,25 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     chain.show();
   });
   afterAll(async () => {
-    restoreEnvironment(before);
     await chain?.[Symbol.asyncDispose]();
-    await line?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
+    await lab?.[Symbol.asyncDispose]();
   });
-  afterEach(() => {
-    line.fault = () => undefined;
+  beforeEach(async () => {
+    await lab.begin();
   });
 
   const idOf = (point: number): string => chain.points[point]?.id ?? "";
   const keyOf = (name: string, point: number, file = "vda.qcow2"): string =>
     `${name}/${NAME}/${idOf(point)}/${file}`;
 
-  /** The store copies the objects, as a program would. */
-  async function copyOf(name: string): Promise<string> {
-    for (const key of await keysIn(client, BUCKET, "chain/")) {
-      const Key = key.replace("chain", name);
-      await client.send(new CopyObjectCommand({ Bucket: BUCKET, Key, CopySource: `${BUCKET}/${key}` }));
-    }
-    return `s3://${BUCKET}/${name}`;
-  }
-
-  async function read(Key: string, Bucket = BUCKET): Promise<Buffer> {
-    const { Body } = await client.send(new GetObjectCommand({ Bucket, Key }));
-    return Buffer.from((await Body?.transformToByteArray()) ?? []);
-  }
-
-  async function put(Key: string, Body: Buffer | string, Bucket = BUCKET): Promise<void> {
-    await client.send(new PutObjectCommand({ Bucket, Key, Body }));
-  }
+  const copyOf = (name: string): Promise<string> => lab.copyOf("chain", home, name);
 
   /** @returns what the object was before */
   async function flip(Key: string, ...places: readonly number[]): Promise<Buffer> {
-    const bytes = await read(Key);
+    const bytes = await lab.read(Key);
     const damaged = Buffer.from(bytes);
     for (const at of places) damaged[at] = (damaged[at] ?? 0) ^ 0xff;
-    await put(Key, damaged);
+    await lab.put(Key, damaged);
     return bytes;
   }
 
@@ -112,8 +78,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     if (!domain) throw new Error("nothing was told of the domain");
     return domain;
   }
-
-  const isLeft = (name: string): Promise<string[]> => leftInStore(client, BUCKET, `${name}/`);
 
   it("mends clusters and refcounts, and takes from the living disk what no point has", async () => {
     const address = await copyOf("mended");
@@ -131,45 +95,45 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     ]);
     expect(done.left).toMatchObject([{ point: idOf(1), severity: "damage", guestOffset: CLUSTER }]);
     expect(done.unrestorable).toMatchObject([{ id: idOf(1) }]);
-    expect((await read(full)).equals(image)).toBe(true);
+    expect((await lab.read(full)).equals(image)).toBe(true);
     const living = await repair(0, address, NAME, "--from", `vda=${chain.uri}`);
     expect(living.mended).toMatchObject([{ point: idOf(1), guestOffset: CLUSTER, from: "the living disk" }]);
-    expect((await read(increment)).equals(more)).toBe(true);
-    expect(await isLeft("mended")).toEqual([]);
+    expect((await lab.read(increment)).equals(more)).toBe(true);
+    expect(await lab.left("mended")).toEqual([]);
   });
 
   it("leaves an image whose header is damaged too, and goes on with the others", async () => {
     const address = await copyOf("headless");
     const full = keyOf("headless", 0);
-    const image = await read(full);
+    const image = await lab.read(full);
     const table = Number(image.readBigUInt64BE(48));
     image.writeUInt8(9, Number(image.readBigUInt64BE(table)) + 21);
     // The disk's size, which no table contradicts.
     image.writeBigUInt64BE(image.readBigUInt64BE(24) + 1024n, 24);
-    await put(full, image);
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: keyOf("headless", 2, "vda.digests") }));
+    await lab.put(full, image);
+    await lab.remove(keyOf("headless", 2, "vda.digests"));
     const { mended, unrestorable } = await repair(3, address);
     expect(mended).toMatchObject([{ point: idOf(2), what: "digests" }]);
     expect(unrestorable).toMatchObject([{ id: idOf(0) }, { id: idOf(1) }]);
-    expect((await read(full)).equals(image)).toBe(true);
+    expect((await lab.read(full)).equals(image)).toBe(true);
     // What is known of its damage.
-    expect(await isLeft("headless")).toEqual([keyOf("headless", 0, ".damage.json")]);
+    expect(await lab.left("headless")).toEqual([keyOf("headless", 0, ".damage.json")]);
   });
 
   it("makes digest files again, and clears away what has no note", async () => {
     const address = await copyOf("digests");
     await flip(keyOf("digests", 0, "vda.digests"), 100);
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: keyOf("digests", 2, "vda.digests") }));
-    await put(keyOf("digests", 1, "vda.qcow2~0badcafe"), "late");
+    await lab.remove(keyOf("digests", 2, "vda.digests"));
+    await lab.put(keyOf("digests", 1, "vda.qcow2~0badcafe"), "late");
     const Key = keyOf("digests", 1);
-    await client.send(new CreateMultipartUploadCommand({ Bucket: BUCKET, Key }));
+    await lab.client.send(new CreateMultipartUploadCommand({ Bucket: lab.bucket, Key }));
     const other = `digests/${NAME}/20200101T000000.000Z/vda.qcow2`;
-    await put(other, "another program copies a point there");
+    await lab.put(other, "another program copies a point there");
     const cleared = [{ point: idOf(1), objects: 1, uploads: 1, noted: false }];
-    const there = await keysIn(client, BUCKET, "digests/");
+    const there = await lab.keys("digests/");
     const dry = await repair(3, address, "--dry-run");
-    expect((await keysIn(client, BUCKET, "digests/")).sort()).toEqual(there.sort());
-    expect(await isLeft("digests")).toHaveLength(2);
+    expect((await lab.keys("digests/")).sort()).toEqual(there.sort());
+    expect(await lab.left("digests")).toHaveLength(2);
     const done = await repair(0, address);
     expect(dry).toMatchObject({ cleared, mended: done.mended });
     expect(done.cleared).toEqual(cleared);
@@ -177,43 +141,41 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
       { point: idOf(0), what: "digests" },
       { point: idOf(2), what: "digests" },
     ]);
-    expect(await isLeft("digests")).toEqual([other]);
-    expect((await keysIn(client, BUCKET, `digests/${NAME}/2`)).filter((key) => key !== other)).toHaveLength(
-      9,
-    );
+    expect(await lab.left("digests")).toEqual([other]);
+    expect((await lab.keys(`digests/${NAME}/2`)).filter((key) => key !== other)).toHaveLength(9);
   });
 
   it("changes nothing where the store copies something else, or a guest runs on what is based on it", async () => {
     const address = await copyOf("lied");
     const image = await flip(keyOf("lied", 0), 20 * MiB + CLUSTER + 5);
-    const damaged = await read(keyOf("lied", 0));
+    const damaged = await lab.read(keyOf("lied", 0));
     // Where both ends of what is copied are right, only a digest tells.
     const other = Buffer.from(damaged);
     other[5 * MiB] = 0xee;
-    await put("other", other);
+    await lab.put("other", other);
     let copies = 0;
-    line.fault = ({ method, url }) =>
+    lab.line.fault = ({ method, url }) =>
       method === "PUT" && url.includes("vda.qcow2?") && url.includes("partNumber=1&") && copies++ === 0
-        ? { copyFrom: `${BUCKET}/other` }
+        ? { copyFrom: `${lab.bucket}/other` }
         : undefined;
     const lied = await nbdpull("repair", address);
     expect([copies, lied.code]).toEqual([2, 1]);
     expect(lied.stderr).toMatch(
       /E_S3_FAILED: .* was mended, and what the store has put there is something else/,
     );
-    line.fault = () => undefined;
+    lab.line.fault = () => undefined;
     const live = keyOf("lied", 1, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
-    await put(live, "{}");
+    await lab.put(live, "{}");
     const spared = await nbdpull("repair", address);
     expect(spared).toMatchObject({
       code: 3,
       stderr: expect.stringMatching(/point .* is not mended now: a guest runs on point .* is based on it/),
     });
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live }));
-    expect(await halfInStore(client, BUCKET, "lied/")).toEqual([keyOf("lied", 0, ".damage.json")]);
-    expect((await read(keyOf("lied", 0))).equals(damaged)).toBe(true);
+    await lab.remove(live);
+    expect(await lab.half("lied")).toEqual([keyOf("lied", 0, ".damage.json")]);
+    expect((await lab.read(keyOf("lied", 0))).equals(damaged)).toBe(true);
     expect((await repair(0, address)).mended).toHaveLength(1);
-    expect((await read(keyOf("lied", 0))).equals(image)).toBe(true);
+    expect((await lab.read(keyOf("lied", 0))).equals(image)).toBe(true);
   });
 
   it("spares the points that a live restore needs, before anything is uploaded, and mends all others", async () => {
@@ -222,45 +184,45 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     const images = [await flip(damaged[0] ?? "", 20 * MiB + CLUSTER + 5)];
     images.push(await flip(damaged[1] ?? "", CLUSTER + 5));
     images.push(await flip(damaged[2] ?? "", 20 * MiB + CLUSTER + 5));
-    const wrong = await Promise.all(damaged.map((key) => read(key)));
+    const wrong = await Promise.all(damaged.map((key) => lab.read(key)));
     const live = (point: number): string =>
       keyOf("spared", point, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
     const spared = async (points: readonly number[], ...more: readonly string[]): Promise<number[]> => {
-      line.seen.length = 0;
+      lab.line.seen.length = 0;
       const ran = await nbdpull("repair", address, NAME, "--json", ...more);
       expect(ran.code).toBe(3);
       for (const point of points) {
         expect(ran.stderr).toContain(`point ${idOf(point)} of ${NAME} is not mended now: a guest runs on`);
-        expect(line.seen.filter((each) => each.includes(`${idOf(point)}/vda`) && /^P/.test(each))).toEqual(
-          [],
-        );
+        expect(
+          lab.line.seen.filter((each) => each.includes(`${idOf(point)}/vda`) && /^P/.test(each)),
+        ).toEqual([]);
       }
       const { mended } = (ran.json() as { domains: Repaired[] }).domains[0] as Repaired;
       return mended.map(({ point }) => chain.points.findIndex(({ id }) => id === point));
     };
-    await put(live(1), "{}");
+    await lab.put(live(1), "{}");
     const from = ["--from", `vda=${chain.uri}`];
     expect(await spared([0, 1], "--dry-run", ...from)).toEqual([2]);
     expect(await spared([0, 1], ...from)).toEqual([2]);
-    expect((await read(damaged[0] ?? "")).equals(wrong[0] as Buffer)).toBe(true);
-    expect((await read(damaged[2] ?? "")).equals(images[2] as Buffer)).toBe(true);
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live(1) }));
+    expect((await lab.read(damaged[0] ?? "")).equals(wrong[0] as Buffer)).toBe(true);
+    expect((await lab.read(damaged[2] ?? "")).equals(images[2] as Buffer)).toBe(true);
+    await lab.remove(live(1));
     // One that begins after the look: of the point that is mended last.
-    await put(damaged[2] ?? "", wrong[2] as Buffer);
+    await lab.put(damaged[2] ?? "", wrong[2] as Buffer);
     let isPut = false;
-    line.fault = ({ method, url }) => {
+    lab.line.fault = ({ method, url }) => {
       if (method !== "PUT" || !url.includes(`.${idOf(0)}.partial`) || isPut) return undefined;
       isPut = true;
-      void put(live(2), "{}");
+      void lab.put(live(2), "{}");
       return undefined;
     };
     expect(await spared([2], ...from)).toEqual([0, 1]);
-    line.fault = () => undefined;
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live(2) }));
+    lab.line.fault = () => undefined;
+    await lab.remove(live(2));
     await repair(0, address);
     for (const [i, key] of damaged.entries())
-      expect((await read(key)).equals(images[i] as Buffer)).toBe(true);
-    expect(await isLeft("spared")).toEqual([]);
+      expect((await lab.read(key)).equals(images[i] as Buffer)).toBe(true);
+    expect(await lab.left("spared")).toEqual([]);
   });
 
   it("proves what a raw image has of zeroes as it proves its data", async () => {
@@ -268,31 +230,31 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     raw.disk.write(0, Buffer.alloc(CLUSTER, "raw"));
     raw.disk.write(39 * MiB, Buffer.alloc(MiB, "raw"));
     await raw.take({ digests: "sha256", format: "raw" });
-    const address = `s3://${BUCKET}/raw`;
+    const address = lab.address("raw");
     expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
     expect(await nbdpull("copy", raw.repository.path, address)).toMatchObject({ code: 0 });
     const Key = `raw/${NAME}/${raw.points[0]?.id}/vda.raw`;
     const image = await flip(Key, 20 * MiB + 5, 39 * MiB);
-    const damaged = await read(Key);
+    const damaged = await lab.read(Key);
     const lie = Buffer.from(damaged);
     lie[5 * MiB] = 0xee;
-    await put("other-raw", lie);
+    await lab.put("other-raw", lie);
     let copies = 0;
-    line.fault = ({ method, url }) =>
+    lab.line.fault = ({ method, url }) =>
       method === "PUT" && url.includes("vda.raw?") && url.includes("partNumber=1&") && copies++ === 0
-        ? { copyFrom: `${BUCKET}/other-raw` }
+        ? { copyFrom: `${lab.bucket}/other-raw` }
         : undefined;
     const lied = await nbdpull("repair", address);
     expect(lied.stderr).toMatch(
       /E_S3_FAILED: .* was mended, and what the store has put there is something else/,
     );
     expect([copies > 0, lied.code]).toEqual([true, 1]);
-    line.fault = () => undefined;
-    expect((await read(Key)).equals(damaged)).toBe(true);
+    lab.line.fault = () => undefined;
+    expect((await lab.read(Key)).equals(damaged)).toBe(true);
     await flip(Key, 39 * MiB);
     expect((await repair(0, address)).mended).toMatchObject([{ guestOffset: 20 * MiB, from: "zeroes" }]);
-    expect((await read(Key)).equals(image)).toBe(true);
-    expect(await isLeft("raw")).toEqual([]);
+    expect((await lab.read(Key)).equals(image)).toBe(true);
+    expect(await lab.left("raw")).toEqual([]);
   });
 
   it("is undone by the next run, and done again, whichever step it died at", async () => {
@@ -306,7 +268,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     };
     /** Whatever was there is there still, and the next repair mends the rest. */
     const settle = async (name: string, image: Buffer): Promise<void> => {
-      const address = `s3://${BUCKET}/${name}`;
+      const address = lab.address(name);
       const { points } = (await nbdpull("verify", address, "--json")).json() as {
         points: { id: string; findings: { guestOffset?: number }[] }[];
       };
@@ -316,9 +278,9 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
         if (id !== idOf(0)) expect(findings).toEqual([]);
       }
       await repair(0, address);
-      expect(await isLeft(name)).toEqual([]);
-      expect((await read(keyOf(name, 0))).equals(image)).toBe(true);
-      expect(await keysIn(client, BUCKET, `${name}/${NAME}/2`)).toHaveLength(9);
+      expect(await lab.left(name)).toEqual([]);
+      expect((await lab.read(keyOf(name, 0))).equals(image)).toBe(true);
+      expect(await lab.keys(`${name}/${NAME}/2`)).toHaveLength(9);
     };
     const steps = KILL_ROUNDS === 0 ? [] : await die("lived", -1);
     if (KILL_ROUNDS > 0) expect(steps).toContain(HARDEST);
@@ -329,7 +291,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
       const address = await copyOf(name);
       const image = await flip(keyOf(name, 0), ...places);
       const run = startNbdpull(["repair", address]);
-      while ((await halfInStore(client, BUCKET, `${name}/`)).length === 0) await sleep(20);
+      while ((await lab.half(name)).length === 0) await sleep(20);
       await sleep(Math.random() * 700);
       run.kill("SIGKILL");
       await run.ended;
@@ -338,27 +300,27 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
   }, 1_200_000);
 
   it("mends nothing where a late manifest could undo it, and tells of old versions that stay", async () => {
-    const Bucket = "locked";
-    await client.send(new CreateBucketCommand({ Bucket, ObjectLockEnabledForBucket: true }));
-    await using locked = await MemoryChain.start(MiB, "s3://locked/here");
+    const Bucket = await lab.makeBucket("locked", { ObjectLockEnabledForBucket: true });
+    const address = lab.address("here", Bucket);
+    await using locked = await MemoryChain.start(MiB, address);
     locked.disk.write(0, Buffer.alloc(MiB, "locked"));
     for (const full of [true, true]) await locked.take({ digests: "sha256", full });
     const Key = `here/${NAME}/${locked.points[0]?.id}/vda.qcow2`;
-    const bytes = await read(Key, Bucket);
+    const bytes = await lab.read(Key, Bucket);
     const damaged = Buffer.from(bytes);
     damaged[CLUSTER + 5] = 0xee;
-    await put(Key, damaged, Bucket);
-    const refused = await nbdpull("repair", "s3://locked/here");
+    await lab.put(Key, damaged, Bucket);
+    const refused = await nbdpull("repair", address);
     expect(refused).toMatchObject({ code: 4, stderr: expect.stringContaining("E_S3_LACKS") });
     // As a store that can: nobody else writes there, so it takes what Ceph would refuse.
-    line.fault = () => "ignore conditions";
-    const marker = (await read("here/nbdpull.json", Bucket)).toString();
-    await put("here/nbdpull.json", marker.replace(/("conditionalReplace":) false/, "$1 true"), Bucket);
-    const ran = await nbdpull("repair", "s3://locked/here");
+    lab.line.fault = () => "ignore conditions";
+    const marker = (await lab.read("here/nbdpull.json", Bucket)).toString();
+    await lab.put("here/nbdpull.json", marker.replace(/("conditionalReplace":) false/, "$1 true"), Bucket);
+    const ran = await nbdpull("repair", address);
     expect(ran).toMatchObject({
       code: 0,
       stderr: expect.stringMatching(/keeps versions: 2 files that were/),
     });
-    expect((await read(Key, Bucket)).equals(bytes)).toBe(true);
+    expect((await lab.read(Key, Bucket)).equals(bytes)).toBe(true);
   });
 });

@@ -1,80 +1,48 @@
 /** Points written to an object store: Ceph, with qemu-img as the judge of what lies there. */
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import {
-  CreateBucketCommand,
   DeleteObjectCommand,
-  GetObjectCommand,
   ListObjectVersionsCommand,
-  PutObjectCommand,
   PutObjectLockConfigurationCommand,
-  type S3Client,
 } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import { forgetBeside, noteBeside } from "../../src/backup/live/beside-point.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { forgetLive, noteLive } from "../../src/backup/repository/live-note.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
-import { restoreEnvironment } from "../support/environment.js";
-import { keysIn, leftInStore } from "../support/left-in-store.js";
+import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { Store } from "../support/store.js";
+import { noise } from "../support/noise.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
-const BUCKET = "written";
 const NAME = MemoryChain.domain;
 
 describeWith(
   ["radosgw", "ceph-mon", "ceph-osd", "qemu-img"],
   "a repository in an object store that is written",
   () => {
-    let store: Store;
-    let line: BreakingStore;
-    let client: S3Client;
-    let folder: string;
-    const before = { ...process.env };
+    let lab: StoreLab;
 
     beforeAll(async () => {
-      store = await Store.start();
-      line = await BreakingStore.start(store);
-      client = store.client();
-      await store.makeBucket(BUCKET);
-      folder = await mkdtemp(join(tmpdir(), "nbdpull-written-"));
-      Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+      lab = await StoreLab.start();
     });
     afterAll(async () => {
-      restoreEnvironment(before);
-      await line?.[Symbol.asyncDispose]();
-      await store?.[Symbol.asyncDispose]();
-      if (folder) await rm(folder, { recursive: true, force: true });
+      await lab?.[Symbol.asyncDispose]();
     });
-    afterEach(() => {
-      line.fault = () => undefined;
+    beforeEach(async () => {
+      await lab.begin();
     });
-
-    const keys = (prefix: string): Promise<string[]> => keysIn(client, BUCKET, prefix);
-    const isLeft = (prefix: string): Promise<string[]> => leftInStore(client, BUCKET, `${prefix}/`);
-
-    /** As `rclone copy` does. */
-    async function download(prefix: string): Promise<string> {
-      for (const Key of await keys(`${prefix}/`)) {
-        const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
-        await mkdir(dirname(join(folder, Key)), { recursive: true });
-        await writeFile(join(folder, Key), (await Body?.transformToByteArray()) ?? "");
-      }
-      return join(folder, prefix);
-    }
 
     /** Holds every point of what was copied to a folder against what the disk was. */
     async function judge(path: string, chain: MemoryChain): Promise<void> {
       for (const { id } of chain.points) {
-        const expected = join(folder, `${id}.raw`);
+        const expected = join(lab.folder, `${id}.raw`);
         await writeFile(expected, await chain.contentOf(id));
         const image = join(path, NAME, id, "vda.qcow2");
         await execa("qemu-img", ["check", image]);
@@ -102,12 +70,12 @@ describeWith(
 
     describe("points that are taken", () => {
       it("lie there as stock QEMU reads them, and restore and verify from there", async () => {
-        const address = `s3://${BUCKET}/taken`;
+        const address = lab.address("taken");
         await using chain = await newChain(address);
-        expect(await isLeft("taken")).toEqual([]);
+        expect(await lab.left("taken")).toEqual([]);
         const verified = await nbdpull("verify", address, "--json");
         expect(verified).toMatchObject({ code: 0 });
-        const path = await download("taken");
+        const path = await lab.download("taken");
         await judge(path, chain);
         expect(await nbdpull("verify", path)).toMatchObject({ code: 0 });
         // Zeroes take no room.
@@ -131,13 +99,13 @@ describeWith(
         (ran.json() as { domains: CopyResult[] }).domains[0]?.points.map(({ state }) => state) ?? [];
 
       it("are the same files, and go on from there to another store and back", async () => {
-        const [one, two] = [`s3://${BUCKET}/copied/one`, `s3://${BUCKET}/copied/two`];
+        const [one, two] = [lab.address("copied/one"), lab.address("copied/two")];
         const first = await copy(one);
         expect(first).toMatchObject({ code: 0 });
         expect(statesOf(first)).toEqual(["copied", "copied", "copied"]);
         expect(await nbdpull("copy", one, two, "--create", "--json")).toMatchObject({ code: 0 });
-        expect(await isLeft("copied")).toEqual([]);
-        const path = await download("copied/two");
+        expect(await lab.left("copied")).toEqual([]);
+        const path = await lab.download("copied/two");
         await judge(path, chain);
         await execa("diff", [
           "-r",
@@ -152,10 +120,10 @@ describeWith(
       });
 
       it("are gone on with after a kill, and nothing is left of the ones that were not whole", async () => {
-        const address = `s3://${BUCKET}/killed`;
+        const address = lab.address("killed");
         expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
         let parts = 0;
-        line.fault = ({ method, url }) => {
+        lab.line.fault = ({ method, url }) => {
           if (method === "PUT" && url.includes("partNumber")) parts += 1;
           return parts >= 2 && url.includes("partNumber") ? "never answer" : undefined;
         };
@@ -163,18 +131,18 @@ describeWith(
         await expect.poll(() => parts).toBeGreaterThan(1);
         copying.kill("SIGKILL");
         await copying.ended;
-        line.fault = () => undefined;
-        const half = await isLeft("killed");
+        lab.line.fault = () => undefined;
+        const half = await lab.left("killed");
         expect(half.filter((each) => each.startsWith("upload of "))).toHaveLength(1);
         // The lease, and the note of the point.
         expect(half.filter((each) => /\/\.[^/]*$/.test(each))).toHaveLength(2);
         expect(await nbdpull("points", address)).toMatchObject({ code: 0, stdout: "no restore points yet" });
         const foreign = `killed/${NAME}/20200101T000000.000Z/vda.qcow2`;
-        await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: foreign, Body: "being copied there" }));
+        await lab.put(foreign, "being copied there");
         // The lease of a process of this host that was killed is not waited for: that would end before the lease.
         expect(statesOf(await copy(address))).toEqual(["copied", "copied", "copied"]);
         // Nothing is removed that no run of ours has begun.
-        expect(await isLeft("killed")).toEqual([foreign]);
+        expect(await lab.left("killed")).toEqual([foreign]);
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
       });
 
@@ -187,13 +155,13 @@ describeWith(
         const ran = await nbdpull(
           "copy",
           damaged.repository.path,
-          `s3://${BUCKET}/left-out`,
+          lab.address("left-out"),
           "--create",
           "--json",
         );
         expect(ran).toMatchObject({ code: 3 });
         expect(statesOf(ran)).toEqual(["damaged", "damaged", "damaged"]);
-        expect(await keys(`left-out/${NAME}/`)).toEqual([]);
+        expect(await lab.keys(`left-out/${NAME}/`)).toEqual([]);
       });
     });
 
@@ -216,28 +184,29 @@ describeWith(
       }
 
       it("removes chains that nothing kept is based on, and goes on with what a killed one has left", async () => {
-        const address = `s3://${BUCKET}/pruned`;
+        const address = lab.address("pruned");
         await using chain = await twoChains(address);
         const dry = await prune(address, "--dry-run");
         expect(actionsOf(dry)).toEqual(["drop", "drop", "keep", "keep"]);
         let deleted = 0;
-        line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
+        lab.line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
         const pruning = startNbdpull(["prune", address, "--keep-last", "2"]);
         await expect.poll(() => deleted).toBeGreaterThan(2);
         pruning.kill("SIGKILL");
         await pruning.ended;
-        line.fault = () => undefined;
-        expect(await isLeft("pruned")).not.toEqual([]);
+        lab.line.fault = () => undefined;
+        expect(await lab.left("pruned")).not.toEqual([]);
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
         expect(actionsOf(await prune(address))).toEqual(["drop", "keep", "keep"]);
-        expect(await isLeft("pruned")).toEqual([]);
-        for (const { id } of chain.points.slice(0, 2)) expect(await keys(`pruned/${NAME}/${id}`)).toEqual([]);
+        expect(await lab.left("pruned")).toEqual([]);
+        for (const { id } of chain.points.slice(0, 2))
+          expect(await lab.keys(`pruned/${NAME}/${id}`)).toEqual([]);
         chain.points.splice(0, 2);
-        await judge(await download("pruned"), chain);
+        await judge(await lab.download("pruned"), chain);
       });
 
       it("keeps a point that a guest runs on, also one that begins while points are removed", async () => {
-        const address = `s3://${BUCKET}/lived`;
+        const address = lab.address("lived");
         await using chain = await twoChains(address);
         const [base = "", lived = ""] = chain.points.map(({ id }) => id);
         const guest = { uuid: "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11", disks: "/var/lib/libvirt/images" };
@@ -247,7 +216,7 @@ describeWith(
         };
         const notes = `lived/${NAME}/${lived}/.live.`;
         let begun: Promise<void> | undefined;
-        line.fault = ({ method, url }) => {
+        lab.line.fault = ({ method, url }) => {
           if (method !== "PUT" || begun || !url.includes(`.${lived}.partial`)) return undefined;
           begun = begin();
           return { answer: 503, code: "SlowDown" };
@@ -256,8 +225,8 @@ describeWith(
         expect(refused).toMatchObject({ code: 4 });
         expect(refused.stdout + refused.stderr).toContain("E_LIVE");
         await begun;
-        line.fault = () => undefined;
-        expect(await isLeft("lived")).toEqual([expect.stringContaining(notes)]);
+        lab.line.fault = () => undefined;
+        expect(await lab.left("lived")).toEqual([expect.stringContaining(notes)]);
         const kept = (await prune(address)).json() as { domains: PruneResult[] };
         expect(kept.domains[0]?.points).toMatchObject([
           { id: base, action: "keep", reasons: [`${lived} is based on it`] },
@@ -271,11 +240,11 @@ describeWith(
         expect(actionsOf(await prune(address))).toEqual(["drop", "drop", "keep", "keep"]);
         // One that comes too late is told, and leaves nothing.
         await expect(begin()).rejects.toMatchObject({ code: "E_MANIFEST" });
-        expect(await keys(`lived/${NAME}/${lived}`)).toEqual([]);
+        expect(await lab.keys(`lived/${NAME}/${lived}`)).toEqual([]);
       });
 
       it("has no guest begin on a point while nobody knows whether a prune removes it", async () => {
-        const address = `s3://${BUCKET}/unsure`;
+        const address = lab.address("unsure");
         await using chain = await MemoryChain.start(MiB, address);
         await chain.take({ full: true });
         const id = chain.points[0]?.id ?? "";
@@ -293,20 +262,20 @@ describeWith(
             ...{ place: "/var/lib/libvirt/images", hasRun },
             server: { assertUnpruned: async () => undefined },
           });
-        const records = (): Promise<string[]> => keys(`unsure/${NAME}/${id}/.live.`);
+        const records = (): Promise<string[]> => lab.keys(`unsure/${NAME}/${id}/.live.`);
 
         // Who may only read restores all the same.
-        line.breakFirst(9, /^PUT .*\.live\./, { answer: 403, code: "AccessDenied" });
+        lab.line.breakFirst(9, /^PUT .*\.live\./, { answer: 403, code: "AccessDenied" });
         await begin(false);
         expect(warnings.splice(0)).toEqual([expect.stringContaining("can't be noted")]);
-        line.breakFirst(9, /^GET .*\.partial/, { answer: 400, code: "InvalidRequest" });
+        lab.line.breakFirst(9, /^GET .*\.partial/, { answer: 400, code: "InvalidRequest" });
         await expect(begin(false)).rejects.toMatchObject({ code: "E_S3_FAILED" });
         await forgetBeside(beside, state);
         expect(await records()).toEqual([]);
 
         const Key = `unsure/${NAME}/.${id}.partial`;
         const note = JSON.stringify({ state: "removing", nonce: "of a prune that sleeps" });
-        await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: note }));
+        await lab.put(Key, note);
         const now = performance.now.bind(performance);
         let slept = 0;
         const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + slept);
@@ -314,13 +283,13 @@ describeWith(
           const aMinute = ({ url }: { readonly url: string }): undefined => {
             if (url.includes(".partial")) slept += 61_000;
           };
-          line.fault = aMinute;
+          lab.line.fault = aMinute;
           await expect(begin(false)).rejects.toMatchObject({
             name: "PreconditionError",
             code: "E_BEING_REMOVED",
           });
           expect(await records()).toEqual([]);
-          await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: record, Body: "{}" }));
+          await lab.put(record, "{}");
           await begin(true);
           expect(warnings.splice(0)).toEqual([expect.stringContaining("is being removed by a prune")]);
           expect(await records()).toEqual([record]);
@@ -335,17 +304,17 @@ describeWith(
       });
 
       it("tells until when a bucket with object lock keeps what was removed", async () => {
-        await client.send(new CreateBucketCommand({ Bucket: "locked", ObjectLockEnabledForBucket: true }));
-        await client.send(
+        const Bucket = await lab.makeBucket("locked", { ObjectLockEnabledForBucket: true });
+        await lab.client.send(
           new PutObjectLockConfigurationCommand({
-            Bucket: "locked",
+            Bucket,
             ObjectLockConfiguration: {
               ObjectLockEnabled: "Enabled",
               Rule: { DefaultRetention: { Mode: "GOVERNANCE", Days: 3 } },
             },
           }),
         );
-        const address = "s3://locked/here";
+        const address = lab.address("here", Bucket);
         // Ceph takes no notice of conditions there, so each lease takes two seconds.
         await using chain = await MemoryChain.start(MiB, address);
         for (const _ of [1, 2, 3]) await chain.take({ full: true });
@@ -356,11 +325,11 @@ describeWith(
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
 
         // As after a break-in: what was hidden comes back.
-        const { DeleteMarkers = [] } = await client.send(
-          new ListObjectVersionsCommand({ Bucket: "locked", Prefix: "here/" }),
+        const { DeleteMarkers = [] } = await lab.client.send(
+          new ListObjectVersionsCommand({ Bucket, Prefix: "here/" }),
         );
         for (const { Key, VersionId, IsLatest } of DeleteMarkers) {
-          if (IsLatest) await client.send(new DeleteObjectCommand({ Bucket: "locked", Key, VersionId }));
+          if (IsLatest) await lab.client.send(new DeleteObjectCommand({ Bucket, Key, VersionId }));
         }
         const restored = await nbdpull("verify", address, "--json");
         expect(restored).toMatchObject({ code: 0 });
@@ -371,7 +340,7 @@ describeWith(
     describe("a line to the store that breaks", () => {
       let image: string;
       beforeAll(async () => {
-        image = join(folder, "image.raw");
+        image = join(lab.folder, "image.raw");
         await writeFile(image, noise(30 * MiB, 3));
       });
 
@@ -381,10 +350,10 @@ describeWith(
       const importTo = async (address: string) => await nbdpull(...importInto(address));
 
       it("delays an import whose requests fail, and whose answers are lost", async () => {
-        const address = `s3://${BUCKET}/broken`;
+        const address = lab.address("broken");
         let asked = 0;
         const lost = new Set<string>();
-        line.fault = ({ method, url }) => {
+        lab.line.fault = ({ method, url }) => {
           const isCompletion = method === "POST" && url.includes("uploadId=");
           const isManifest = method === "PUT" && url.includes("point.json");
           for (const [is, what] of [
@@ -408,58 +377,56 @@ describeWith(
         };
         expect(await importTo(address)).toMatchObject({ code: 0 });
         expect([...lost].sort()).toEqual(["completion", "manifest"]);
-        line.fault = () => undefined;
-        expect(await isLeft("broken")).toEqual([]);
+        lab.line.fault = () => undefined;
+        expect(await lab.left("broken")).toEqual([]);
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-        const path = await download("broken");
+        const path = await lab.download("broken");
         const [id = ""] = await readdir(join(path, NAME));
         await execa("qemu-img", ["compare", "-F", "raw", join(path, NAME, id, "vda.qcow2"), image]);
       });
 
       it("makes no point of what another process has put there meanwhile, and leaves that alone", async () => {
-        const address = `s3://${BUCKET}/overtaken`;
+        const address = lab.address("overtaken");
         let theirs: Promise<unknown> | undefined;
         let Key = "";
-        line.fault = ({ method, url }) => {
+        lab.line.fault = ({ method, url }) => {
           if (method !== "PUT" || theirs || !url.includes("point.json")) return undefined;
-          Key = decodeURIComponent(new URL(url, line.endpoint).pathname).replace(`/${BUCKET}/`, "");
-          theirs = client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "{}" }));
+          Key = decodeURIComponent(new URL(url, lab.line.endpoint).pathname).replace(`/${lab.bucket}/`, "");
+          theirs = lab.put(Key, "{}");
           return { answer: 503, code: "SlowDown" };
         };
         const ran = await importTo(address);
         expect(ran).toMatchObject({ code: 1 });
         expect(ran.stderr).toContain("lease");
-        expect(await keys(Key)).toEqual([Key]);
+        expect(await lab.keys(Key)).toEqual([Key]);
       });
 
       it("removes what a note says was begun, and nothing whose name is no point's", async () => {
-        const repository = await Repository.openOrCreate(`s3://${BUCKET}/noted`);
+        const repository = await Repository.openOrCreate(lab.address("noted"));
         const point = "20260101T000000.000Z";
         for (const name of [point, "notes", ".nbdpull"]) {
           for (const Key of [`.${name}.partial`, `${name}/file`]) {
-            await client.send(
-              new PutObjectCommand({ Bucket: BUCKET, Key: `noted/${NAME}/${Key}`, Body: "x" }),
-            );
+            await lab.put(`noted/${NAME}/${Key}`, "x");
           }
         }
         await repository.writingInStore(NAME, async () => undefined);
-        const left = (await keys(`noted/${NAME}/`)).map((key) => key.slice(`noted/${NAME}/`.length));
+        const left = (await lab.keys(`noted/${NAME}/`)).map((key) => key.slice(`noted/${NAME}/`.length));
         expect(left.sort()).toEqual(["..nbdpull.partial", ".nbdpull/file", ".notes.partial", "notes/file"]);
       });
 
       it("commits nothing where another process has cleared its point away, as after a suspension", async () => {
-        const address = `s3://${BUCKET}/suspended`;
+        const address = lab.address("suspended");
         let isClearing = false;
         let isCleared = false;
         const clear = async (id: string): Promise<void> => {
           const Key = `suspended/${NAME}/.${id}.partial`;
-          await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "cleared" }));
-          for (const each of await keys(`suspended/${NAME}/${id}/`)) {
-            await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: each }));
+          await lab.put(Key, "cleared");
+          for (const each of await lab.keys(`suspended/${NAME}/${id}/`)) {
+            await lab.remove(each);
           }
           isCleared = true;
         };
-        line.fault = ({ method, url }) => {
+        lab.line.fault = ({ method, url }) => {
           const [, id] = /([^/]*)\/point\.json/.exec(url) ?? [];
           if (method !== "PUT" || isCleared || id === undefined) return undefined;
           if (!isClearing) void clear(id);
@@ -472,8 +439,8 @@ describeWith(
         expect(ran).toMatchObject({ code: 1 });
         expect(ran.stderr).toContain("lease");
         expect(await importTo(address)).toMatchObject({ code: 0 });
-        expect(await isLeft("suspended")).toEqual([]);
-        const made = (await keys(`suspended/${NAME}/`)).filter((key) => key.endsWith("/point.json"));
+        expect(await lab.left("suspended")).toEqual([]);
+        const made = (await lab.keys(`suspended/${NAME}/`)).filter((key) => key.endsWith("/point.json"));
         expect(made).toHaveLength(1);
       });
 
@@ -482,32 +449,22 @@ describeWith(
         ["a policy that lacks a permission", { answer: 403, code: "AccessDenied" }, 4],
       ] as const)("ends an import by %s, and leaves no point", async (what, fault, code) => {
         const prefix = `ended-${code}-${fault.code}`;
-        line.fault = ({ method, url }) =>
+        lab.line.fault = ({ method, url }) =>
           method === "PUT" && url.includes("partNumber=2") ? fault : undefined;
-        const ran = await importTo(`s3://${BUCKET}/${prefix}`);
+        const ran = await importTo(lab.address(prefix));
         expect(ran, what).toMatchObject({ code });
-        expect(await isLeft(prefix)).toEqual([]);
-        expect(await keys(`${prefix}/${NAME}`)).toEqual([]);
+        expect(await lab.left(prefix)).toEqual([]);
+        expect(await lab.keys(`${prefix}/${NAME}`)).toEqual([]);
       });
 
       it("refuses a raw image before anything is written", async () => {
-        const address = `s3://${BUCKET}/raw`;
+        const address = lab.address("raw");
         const args = ["--disk", `vda=${image}`, "--to", address, "--create", "--format", "raw", "--json"];
         const ran = await nbdpull("import", "--domain", NAME, ...args);
         expect(ran).toMatchObject({ code: 2 });
         expect(ran.stdout + ran.stderr).toContain("E_STORE_FORMAT");
-        expect(await keys("raw/")).toEqual([]);
+        expect(await lab.keys("raw/")).toEqual([]);
       });
     });
   },
 );
-
-function noise(length: number, seed: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  let state = seed * 7919 + 1;
-  for (let i = 0; i + 4 <= length; i += 4) {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    bytes.writeUInt32LE(state, i);
-  }
-  return bytes;
-}

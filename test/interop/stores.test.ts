@@ -1,18 +1,9 @@
 /** Repositories in an object store: Ceph, with qemu-img and nbdcopy as judges. */
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import {
-  CreateMultipartUploadCommand,
-  DeleteObjectCommand,
-  GetObjectCommand,
-  ListMultipartUploadsCommand,
-  ListObjectsV2Command,
-  PutObjectCommand,
-  type S3Client,
-} from "@aws-sdk/client-s3";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { CreateMultipartUploadCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { DamageError } from "../../src/backup/base/errors.js";
 import {
   CheckpointRecord,
@@ -22,45 +13,31 @@ import {
 } from "../../src/backup/guest/checkpoint-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { NbdClient } from "../../src/nbd/index.js";
-import { BreakingStore } from "../support/breaking-store.js";
 import { DocumentRunner } from "../support/document-runner.js";
-import { restoreEnvironment } from "../support/environment.js";
 import { describeWithFuse } from "../support/fuse.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
 import { startServing } from "../support/serving.js";
-import { Store } from "../support/store.js";
+import { startAll } from "../support/start-all.js";
+import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
-const BUCKET = "backups";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in an object store", () => {
-  let store: Store;
-  let line: BreakingStore;
-  let client: S3Client;
+  let lab: StoreLab;
   let chain: MemoryChain;
-  let folder: string;
-  const before = { ...process.env };
 
   beforeAll(async () => {
-    [store, chain] = await Promise.all([Store.start(), chainOfFour()]);
-    line = await BreakingStore.start(store);
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    folder = await mkdtemp(join(tmpdir(), "nbdpull-stores-"));
-    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+    [lab, chain] = await startAll(StoreLab.start(), chainOfFour());
   });
   afterAll(async () => {
-    restoreEnvironment(before);
-    await line?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
+    await lab?.[Symbol.asyncDispose]();
     await chain?.[Symbol.asyncDispose]();
-    if (folder) await rm(folder, { recursive: true, force: true });
   });
-  afterEach(() => {
-    line.fault = () => undefined;
+  beforeEach(async () => {
+    await lab.begin();
   });
 
   /** Puts the points of the chain below a prefix, as another program would copy them there. */
@@ -68,32 +45,14 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const path = chain.repository.path;
     for (const name of await readdir(path, { recursive: true })) {
       if (!(await stat(join(path, name))).isFile()) continue;
-      await put(`${prefix}/${name}`, await readFile(join(path, name)));
+      await lab.put(`${prefix}/${name}`, await readFile(join(path, name)));
     }
-    return `s3://${BUCKET}/${prefix}`;
-  }
-
-  async function put(Key: string, Body: Buffer | string): Promise<void> {
-    await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body }));
-  }
-
-  async function get(Key: string): Promise<Buffer> {
-    const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
-    return Buffer.from((await Body?.transformToByteArray()) ?? []);
-  }
-
-  async function remove(Key: string): Promise<void> {
-    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key }));
-  }
-
-  async function keys(Prefix: string): Promise<string[]> {
-    const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: BUCKET, Prefix }));
-    return Contents.map(({ Key = "" }) => Key);
+    return lab.address(prefix);
   }
 
   /** The bytes of a point, as a raw file for qemu-img. */
   async function expected(id: string): Promise<string> {
-    const path = join(folder, `${id}.expected`);
+    const path = join(lab.folder, `${id}.expected`);
     await writeFile(path, await chain.contentOf(id));
     return path;
   }
@@ -108,18 +67,21 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("has what docs/stores.md says", async () => {
     await stored("site-a");
-    const names = (): [RegExp, string][] => [[/https:\/\/rgw\.example\.org/g, line.endpoint]];
-    await using runner = await DocumentRunner.start({ root: join(folder, "page"), names });
+    const names = (): [RegExp, string][] => [
+      [/https:\/\/rgw\.example\.org/g, lab.line.endpoint],
+      [/s3:\/\/backups\b/g, `s3://${lab.bucket}`],
+    ];
+    await using runner = await DocumentRunner.start({ root: join(lab.folder, "page"), names });
     await runner.run("docs/stores.md");
   });
 
   it("is made, and made only once and only where nothing is", async () => {
-    const address = `s3://${BUCKET}/made/here`;
+    const address = lab.address("made/here");
     const made = await nbdpull("init", address, "--json");
     expect(made).toMatchObject({ code: 0 });
     expect(made.json()).toMatchObject({ path: address, conditionalCreate: true, conditionalReplace: true });
-    expect(await keys("made/")).toEqual(["made/here/nbdpull.json"]);
-    const marker = JSON.parse((await get("made/here/nbdpull.json")).toString()) as { id: string };
+    expect(await lab.keys("made/")).toEqual(["made/here/nbdpull.json"]);
+    const marker = JSON.parse((await lab.read("made/here/nbdpull.json")).toString()) as { id: string };
     expect(made.json()).toMatchObject({ id: marker.id });
     expect(marker).toMatchObject({
       format: "nbdpull-repository",
@@ -130,14 +92,14 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const again = await nbdpull("init", address);
     expect(again).toMatchObject({ code: 4 });
     expect(again.stderr).toContain(marker.id);
-    await put("full/of/other/things", "x");
-    expect(await nbdpull("init", `s3://${BUCKET}/full`)).toMatchObject({ code: 2 });
-    expect(await keys("full/")).toEqual(["full/of/other/things"]);
+    await lab.put("full/of/other/things", "x");
+    expect(await nbdpull("init", lab.address("full"))).toMatchObject({ code: 2 });
+    expect(await lab.keys("full/")).toEqual(["full/of/other/things"]);
   });
 
   it("is known to the record of its checkpoints by its endpoint too: elsewhere it is a copy", async () => {
-    const address = `s3://${BUCKET}/recorded`;
-    const stateFolder = join(folder, "state");
+    const address = lab.address("recorded");
+    const stateFolder = join(lab.folder, "state");
     const recordOf = async (repository: Repository): Promise<CheckpointRecord> =>
       await CheckpointRecord.open({
         ...{ stateFolder, repository, domainUuid: "f00dcafe-0000-4000-8000-000000000000", moved: false },
@@ -145,11 +107,11 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       });
     const repository = await Repository.openOrCreate(address);
     await recordOf(repository);
-    await recordOf(await Repository.open(`${address}?endpoint=${line.endpoint}/&region=eu`));
-    const copy = await Repository.open(`${address}?endpoint=${store.endpoint}`);
+    await recordOf(await Repository.open(`${address}?endpoint=${lab.line.endpoint}/&region=eu`));
+    const copy = await Repository.open(`${address}?endpoint=${lab.store.endpoint}`);
     await expect(recordOf(copy)).rejects.toMatchObject({
       code: "E_REPOSITORY_MOVED",
-      message: expect.stringContaining(line.endpoint),
+      message: expect.stringContaining(lab.line.endpoint),
     });
     // Whoever retires a repository may have another environment than its backups.
     const [recorded] = await recordedRepositories(stateFolder);
@@ -157,40 +119,37 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     try {
       expect((await whereItWas(recorded as RecordedRepository))?.id).toBe(repository.id);
     } finally {
-      process.env["AWS_ENDPOINT_URL"] = line.endpoint;
+      process.env["AWS_ENDPOINT_URL"] = lab.line.endpoint;
     }
   });
 
   it("is made once though two make it, and what a killed init has tried is removed", async () => {
-    const address = `s3://${BUCKET}/twice`;
+    const address = lab.address("twice");
     const theirs = "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11";
     const marker = JSON.stringify({ format: "nbdpull-repository", version: 1, id: theirs });
     let theirPut: Promise<void> | undefined;
-    line.fault = ({ method, url }) => {
+    lab.line.fault = ({ method, url }) => {
       if (theirPut || method !== "PUT" || !url.includes("nbdpull.json")) return undefined;
-      theirPut = put("twice/nbdpull.json", marker);
+      theirPut = lab.put("twice/nbdpull.json", marker);
       return "hang up";
     };
     const lost = await nbdpull("init", address);
     expect(lost).toMatchObject({ code: 4 });
     expect(lost.stderr).toContain(theirs);
-    expect((await get("twice/nbdpull.json")).toString()).toBe(marker);
+    expect((await lab.read("twice/nbdpull.json")).toString()).toBe(marker);
 
     const Key = "again/.probe-killed/parts";
-    await put("again/.probe-killed/small", "first");
-    await client.send(new CreateMultipartUploadCommand({ Bucket: BUCKET, Key }));
-    expect(await nbdpull("init", `s3://${BUCKET}/again`)).toMatchObject({ code: 0 });
-    expect(await keys("again/")).toEqual(["again/nbdpull.json"]);
-    const { Uploads = [] } = await client.send(
-      new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix: "again/" }),
-    );
-    expect(Uploads).toEqual([]);
+    await lab.put("again/.probe-killed/small", "first");
+    await lab.client.send(new CreateMultipartUploadCommand({ Bucket: lab.bucket, Key }));
+    expect(await nbdpull("init", lab.address("again"))).toMatchObject({ code: 0 });
+    expect(await lab.keys("again/")).toEqual(["again/nbdpull.json"]);
+    expect(await lab.left("again")).toEqual([]);
   });
 
   it("ends at once by a signal though the store says nothing", async () => {
     const address = await stored("silent");
     let silent = 0;
-    line.fault = ({ url }) => (url.includes("vda.qcow2") && ++silent > 2 ? "never answer" : undefined);
+    lab.line.fault = ({ url }) => (url.includes("vda.qcow2") && ++silent > 2 ? "never answer" : undefined);
     const verifying = startNbdpull(["verify", address]);
     await expect.poll(() => silent).toBeGreaterThan(2);
     const began = performance.now();
@@ -202,7 +161,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("has no damage where the store refuses to show a manifest", async () => {
     const address = await stored("forbidden");
-    line.fault = ({ url }) =>
+    lab.line.fault = ({ url }) =>
       url.includes("point.json") ? { answer: 403, code: "AccessDenied" } : undefined;
     const ran = await nbdpull("points", address, "--json");
     expect(ran).toMatchObject({ code: 4 });
@@ -210,8 +169,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   });
 
   it("warns where the store takes no notice of conditions", async () => {
-    line.fault = () => "ignore conditions";
-    const made = await nbdpull("init", `s3://${BUCKET}/unconditional`);
+    lab.line.fault = () => "ignore conditions";
+    const made = await nbdpull("init", lab.address("unconditional"));
     expect(made).toMatchObject({ code: 0 });
     expect(made.stderr).toContain("only one host");
   });
@@ -234,7 +193,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const points = await repository.points(MemoryChain.domain, () => undefined);
     for (const [index, point] of points.entries()) {
       const format = index % 2 === 0 ? "raw" : "qcow2";
-      const targetPath = join(folder, `restored.${format}`);
+      const targetPath = join(lab.folder, `restored.${format}`);
       if (index === 0) {
         const args = ["--at", point.id, "--disk", "vda", "--to", targetPath];
         expect(await nbdpull("restore", address, ...args)).toMatchObject({ code: 0 });
@@ -248,12 +207,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("is a repository for stock QEMU when its objects are copied into a folder", async () => {
     await stored("copied");
-    const to = join(folder, "copied");
-    for (const key of await keys("copied/")) {
-      const path = join(folder, key);
-      await execa("mkdir", ["-p", dirname(path)]);
-      await writeFile(path, await get(key));
-    }
+    const to = await lab.download("copied");
     // The last point is raw, which has no backing file of its own.
     const id = ids().at(-2) ?? "";
     await execa("qemu-img", [
@@ -265,12 +219,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("is served from", async () => {
     const address = await stored("served");
-    const cache = ["--cache", join(folder, "cache")];
-    await using serving = await startServing(address, "--socket", join(folder, "serve.sock"), ...cache);
+    const cache = ["--cache", join(lab.folder, "cache")];
+    await using serving = await startServing(address, "--socket", join(lab.folder, "serve.sock"), ...cache);
     const uri = serving.uris[0] ?? "";
-    expect(await readdir(join(folder, "cache"))).toEqual([]);
+    expect(await readdir(join(lab.folder, "cache"))).toEqual([]);
     // The store is away for reads: each fails, and one line says so. Then it is back.
-    line.fault = ({ method, url }) =>
+    lab.line.fault = ({ method, url }) =>
       method === "GET" && url.includes("vda") ? { answer: 403, code: "AccessDenied" } : undefined;
     await using reader = await NbdClient.connect(uri);
     const bytes = Buffer.alloc(64 * 1024);
@@ -278,7 +232,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect(failed.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
     const told = (): unknown => serving.stderr().match(/cannot be read at guest offset/g);
     await expect.poll(told).toHaveLength(1);
-    line.fault = () => undefined;
+    lab.line.fault = () => undefined;
     await reader.read(0, bytes);
     const compare = ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())];
     await execa("qemu-img", compare);
@@ -288,7 +242,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   describeWithFuse("by FUSE", () => {
     it("is shown as files", async () => {
       const address = await stored("mounted");
-      const at = join(folder, "mounted-here");
+      const at = join(lab.folder, "mounted-here");
       const mount = startNbdpull(["mount", address, MemoryChain.domain, at]);
       const file = join(at, "vda");
       // Before the disk covers it, an empty file is there.
@@ -304,12 +258,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("gives the right bytes though the store fails, is slow to answer and hangs up", async () => {
     const address = await stored("failing");
     let asked = 0;
-    line.fault = ({ url }) => {
+    lab.line.fault = ({ url }) => {
       asked += 1;
       if (!url.includes("vda") || asked % 3 !== 0) return undefined;
       return (["cut answer", "hang up", { answer: 503, code: "SlowDown" }] as const)[asked % 2];
     };
-    const to = join(folder, "failing.raw");
+    const to = join(lab.folder, "failing.raw");
     const args = ["restore", address, "--disk", "vda", "--to", to];
     expect(await nbdpull(...args)).toMatchObject({ code: 0 });
     await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", to, await expected(newest())]);
@@ -317,11 +271,11 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("has no point where a manifest is missing, as one that is being made", async () => {
     const address = await stored("unfinished");
-    await remove(`unfinished/${MemoryChain.domain}/${newest()}/point.json`);
+    await lab.remove(`unfinished/${MemoryChain.domain}/${newest()}/point.json`);
     const listed = await nbdpull("points", address, "--json");
     expect((listed.json() as { id: string }[]).map(({ id }) => id)).toEqual(ids().slice(0, -1));
-    await remove(`unfinished/${MemoryChain.domain}/${ids()[1]}/point.json`);
-    const to = join(folder, "unfinished.raw");
+    await lab.remove(`unfinished/${MemoryChain.domain}/${ids()[1]}/point.json`);
+    const to = join(lab.folder, "unfinished.raw");
     const restored = await nbdpull("restore", address, "--disk", "vda", "--to", to);
     expect(restored).toMatchObject({ code: 3 });
     expect(restored.stderr).toContain(ids()[1]);
@@ -342,10 +296,10 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("tells what is damaged by its key, and restores nothing of it", async () => {
     const address = await stored("damaged");
     const base = `damaged/${MemoryChain.domain}/${ids()[0]}`;
-    const image = await get(`${base}/vda.qcow2`);
-    const digests = await get(`${base}/vda.digests`);
-    const manifest = await get(`${base}/point.json`);
-    const to = join(folder, "damaged.raw");
+    const image = await lab.read(`${base}/vda.qcow2`);
+    const digests = await lab.read(`${base}/vda.digests`);
+    const manifest = await lab.read(`${base}/point.json`);
+    const to = join(lab.folder, "damaged.raw");
     const flipped = Buffer.from(image);
     flipped.writeUInt8(flipped.readUInt8(3 * MiB) ^ 1, 3 * MiB);
     const forged = manifest.toString().replace('"file": "vda.qcow2"', '"file": "../../other/vda.qcow2"');
@@ -361,28 +315,28 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     ];
     for (const [name, content, original] of cases) {
       const key = `${base}/${name}`;
-      await (content === undefined ? remove(key) : put(key, content));
+      await (content === undefined ? lab.remove(key) : lab.put(key, content));
       const said = await damageOf(address, to);
       expect(said, `${name} of ${content?.length} bytes`).toContain(ids()[0]);
       if (content !== flipped) expect(said).toContain(key);
       expect(await isThere(to)).toBe(false);
       if (name === "vda.qcow2") expect(await nbdpull("verify", address)).toMatchObject({ code: 3 });
-      await put(key, original);
+      await lab.put(key, original);
     }
     // What a verify has found is known until another one finds it gone, as in a folder.
     const record = `${base}/.damage.json`;
-    expect(await keys(record)).toEqual([record]);
+    expect(await lab.keys(record)).toEqual([record]);
     const restorable = async (): Promise<boolean[]> =>
       ((await nbdpull("points", address, "--json")).json() as { restorable: boolean }[]).map(
         (each) => each.restorable,
       );
     expect(await restorable()).not.toContain(true);
     expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-    expect(await keys(record)).toEqual([]);
+    expect(await lab.keys(record)).toEqual([]);
     expect(await restorable()).not.toContain(false);
     // Whoever may only read is told.
-    await put(`${base}/vda.qcow2`, flipped);
-    line.fault = ({ method }) => (method === "PUT" ? { answer: 403, code: "AccessDenied" } : undefined);
+    await lab.put(`${base}/vda.qcow2`, flipped);
+    lab.line.fault = ({ method }) => (method === "PUT" ? { answer: 403, code: "AccessDenied" } : undefined);
     const reading = await nbdpull("verify", address);
     expect(reading).toMatchObject({ code: 3, stderr: expect.stringContaining("can't be noted beside it") });
     expect(reading.stderr).not.toContain("copy it to a folder");
@@ -394,8 +348,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const point = (await repository.points(MemoryChain.domain, () => undefined)).at(-1);
     if (!point) throw new Error("there is no point");
     const key = `replaced/${MemoryChain.domain}/${ids()[0]}/vda.qcow2`;
-    await put(key, Buffer.concat([await get(key), Buffer.alloc(MiB)]));
-    const targetPath = join(folder, "replaced.raw");
+    await lab.put(key, Buffer.concat([await lab.read(key), Buffer.alloc(MiB)]));
+    const targetPath = join(lab.folder, "replaced.raw");
     const restoring = restoreDisk({
       ...{ repository, point, diskName: "vda", targetPath, format: "raw", force: false, sync: false },
     });
@@ -409,7 +363,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("takes no keys for files that no file could have", async () => {
     const address = await stored("odd");
     for (const key of ["odd/", "odd/guest/", "odd/guest//x", "odd/../point.json", "odd/guest/../../x"]) {
-      await put(key, "x");
+      await lab.put(key, "x");
     }
     expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
   });
@@ -417,18 +371,18 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("forgets a domain, the newest point first, and goes on with what a killed run has left", async () => {
     const address = await stored("forgotten");
     const copied = `forgotten/${MemoryChain.domain}/20200101T000000.000Z/vda.qcow2`;
-    await put(copied, "being copied there");
-    await put(`forgotten/${MemoryChain.domain}/${ids()[0]}/point.json`, "damaged");
-    const there = await keys("forgotten/");
+    await lab.put(copied, "being copied there");
+    await lab.put(`forgotten/${MemoryChain.domain}/${ids()[0]}/point.json`, "damaged");
+    const there = await lab.keys("forgotten/");
     const forget = (...more: string[]) => nbdpull("forget", address, MemoryChain.domain, "--json", ...more);
     expect(await forget()).toMatchObject({ code: 2 });
     const left = [copied.split("/")[2]];
     const tried = await forget("--dry-run");
     expect([tried.code, tried.json()]).toMatchObject([0, { domains: [{ points: ids(), left }] }]);
-    expect(await keys("forgotten/")).toEqual(there);
+    expect(await lab.keys("forgotten/")).toEqual(there);
     const [newest = ""] = ids().slice(-1);
     let deleted = 0;
-    line.fault = ({ method, url }) => {
+    lab.line.fault = ({ method, url }) => {
       if (method !== "DELETE" || !url.includes(`${newest}/`) || url.includes("point.json")) return undefined;
       deleted += 1;
       return "never answer";
@@ -437,17 +391,17 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     await expect.poll(() => deleted).toBeGreaterThan(0);
     killed.kill("SIGKILL");
     await killed.ended;
-    line.fault = () => undefined;
-    expect((await keys("forgotten/")).filter((key) => key.endsWith(".partial"))).toHaveLength(1);
+    lab.line.fault = () => undefined;
+    expect((await lab.keys("forgotten/")).filter((key) => key.endsWith(".partial"))).toHaveLength(1);
     const ran = await forget("--force");
     expect([ran.code, ran.json()]).toMatchObject([0, { domains: [{ points: ids().slice(0, -1), left }] }]);
-    expect(await keys("forgotten/")).toEqual([copied, "forgotten/nbdpull.json"]);
-    expect(await keys(`forgotten/${MemoryChain.domain}/${newest}`)).toEqual([]);
+    expect(await lab.keys("forgotten/")).toEqual([copied, "forgotten/nbdpull.json"]);
+    expect(await lab.keys(`forgotten/${MemoryChain.domain}/${newest}`)).toEqual([]);
     // No point is called so, and the next one clears away no such thing.
     const folder = `forgotten/${MemoryChain.domain}`;
-    await put(`${folder}/.copied.partial`, "another program's");
+    await lab.put(`${folder}/.copied.partial`, "another program's");
     expect(await forget("--force")).toMatchObject({ code: 4 });
-    await put(`${folder}/.${newest}.partial`, "a note");
+    await lab.put(`${folder}/.${newest}.partial`, "a note");
     expect(await nbdpull("forget", address, MemoryChain.domain, "--dry-run")).toMatchObject({
       code: 0,
       stdout: `${MemoryChain.domain}: would remove what a run has begun there`,
@@ -457,30 +411,27 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("has a time mended that was of a wrong clock", async () => {
     const address = await stored("clock");
     const key = `clock/${MemoryChain.domain}/${ids()[0]}/point.json`;
-    const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key: key }));
-    const text = (await Body?.transformToString()) ?? "";
-    const manifest = JSON.parse(text) as object;
-    await put(key, JSON.stringify({ ...manifest, createdAt: "1999-01-01T00:00:00.000Z", other: "kept" }));
+    const manifest = JSON.parse((await lab.read(key)).toString()) as object;
+    await lab.put(key, JSON.stringify({ ...manifest, createdAt: "1999-01-01T00:00:00.000Z", other: "kept" }));
     const reading = await (await Repository.open(address)).beginReading(MemoryChain.domain);
     const ran = await nbdpull("points", address, "--fix-clock", "--json");
     expect(ran).toMatchObject({ code: 0 });
     expect(ran.json()).toMatchObject({ mended: [{ id: ids()[0], was: "1999-01-01T00:00:00.000Z" }] });
     const mended = (await nbdpull("points", address, "--json")).json() as { createdAt: string }[];
     expect(Date.now() - Date.parse(mended[0]?.createdAt ?? "")).toBeLessThan(3_600_000);
-    const after = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key: key }));
-    const now = (await after.Body?.transformToString()) ?? "";
+    const now = (await lab.read(key)).toString();
     expect(now).toContain('"other": "kept"');
     // Nobody's bytes have changed, until an image is replaced.
     await reading.assertUnpruned();
-    await put(key, JSON.stringify({ ...(JSON.parse(now) as object), revision: "of a merge" }));
+    await lab.put(key, JSON.stringify({ ...(JSON.parse(now) as object), revision: "of a merge" }));
     await expect(reading.assertUnpruned()).rejects.toMatchObject({ code: "E_PRUNED_MEANWHILE" });
     await reading.release();
-    expect(await keys("clock/").then((all) => all.filter((each) => each.includes("/.")))).toEqual([]);
+    expect(await lab.keys("clock/").then((all) => all.filter((each) => each.includes("/.")))).toEqual([]);
   });
 
   it("is looked at by doctor, also where only the settings name it", async () => {
     const address = await stored("doctored");
-    await remove(`doctored/${MemoryChain.domain}/${ids()[1]}/vda.qcow2`);
+    await lab.remove(`doctored/${MemoryChain.domain}/${ids()[1]}/vda.qcow2`);
     const run = startNbdpull(["doctor", "--json"], { env: { NBDPULL_REPOSITORY: address } });
     const findings = (await finished(run)).json() as Record<string, string>[];
     const of = (name: string): object[] => findings.filter(({ check }) => check?.split(" ")[0] === name);
@@ -493,12 +444,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
   it("is refused where the bucket or the key is wrong, in one line", async () => {
     for (const [address, env] of [
       ["s3://nobodys-bucket/x", {}],
-      [`s3://${BUCKET}/whole`, { AWS_SECRET_ACCESS_KEY: "wrong" }],
-      [`s3://${BUCKET}/nothing-here`, {}],
+      [lab.address("whole"), { AWS_SECRET_ACCESS_KEY: "wrong" }],
+      [lab.address("nothing-here"), {}],
     ] as const) {
       Object.assign(process.env, env);
       const ran = await nbdpull("points", address);
-      Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+      Object.assign(process.env, lab.environment);
       expect(ran, address).toMatchObject({ code: 4 });
       expect(ran.stderr.trim().split("\n")).toHaveLength(1);
     }

@@ -20,8 +20,10 @@ import {
   startServer,
   uriOf,
 } from "../nbd/servers.js";
+import { freshPaths } from "../support/fresh.js";
 import { nbdpull, type Ran } from "../support/nbdpull.js";
 import { qemuImg, qemuIo } from "../support/qemu-nbd.js";
+import { startAll } from "../support/start-all.js";
 import { describeWith, findTool } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -44,6 +46,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
   let onSocket: ServerOnSocket;
 
   const at = (name: string): string => join(folder.path, name);
+  const fresh = freshPaths();
   const pem = (authority: Authority, name: string): string => join(authority.path, name);
   const flags = (authority: Authority, client = authority): string[] => [
     ...["--tls-ca", pem(authority, "ca-cert.pem")],
@@ -75,7 +78,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     await qemuImg("create", "-q", "-f", "qcow2", at("dirty.qcow2"), "8M");
     await qemuImg("bitmap", "--add", at("dirty.qcow2"), "b0");
     await qemuIo(at("dirty.qcow2"), "qcow2", "write -P 7 1M 64k");
-    [x509, psk, onSocket] = await Promise.all([
+    [x509, psk, onSocket] = await startAll(
       startDaemon(`tls-creds-x509,dir=${ours.path},verify-peer=on`),
       startDaemon(`tls-creds-psk,dir=${at("psk")}`),
       startQemu(
@@ -84,7 +87,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
         "--tls-creds=tls0",
         ...["-r", "-f", "qcow2", "-B", "b0", at("dirty.qcow2")],
       ),
-    ]);
+    );
   });
   afterAll(async () => {
     for (const server of [x509, psk, onSocket]) await server?.[Symbol.asyncDispose]();
@@ -166,16 +169,16 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     it("pull copies an export over TCP, and changes over a unix socket", async () => {
       const uri = `nbds://localhost:${x509.port}/vda`;
       expectDone(
-        await nbdpull("pull", uri, at("pulled.raw"), ...flags(ours), "--connections", "4", "--quiet"),
+        await nbdpull("pull", uri, fresh("pulled.raw"), ...flags(ours), "--connections", "4", "--quiet"),
       );
-      await expectDisk(at("pulled.raw"), "vda");
+      await expectDisk(fresh("pulled.raw"), "vda");
 
       const changes = uriOf(onSocket.socket, "", "", "nbds");
-      const args = ["pull", changes, at("changes.qcow2"), "--bitmap", "b0", ...flags(ours), "--json"];
+      const args = ["pull", changes, fresh("changes.qcow2"), "--bitmap", "b0", ...flags(ours), "--json"];
       const ran = await nbdpull(...args);
       expectDone(ran);
       expect(ran.json()).toMatchObject({ mode: "incremental", dirtyBytes: 65_536, connections: 1 });
-      await qemuIo(at("changes.qcow2"), "qcow2", "read -P 7 1M 64k");
+      await qemuIo(fresh("changes.qcow2"), "qcow2", "read -P 7 1M 64k");
     });
 
     it("attach backs up all disks of a job with tls='yes'", async () => {
@@ -190,8 +193,8 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
 
       const override = ["--host-override", "127.0.0.1"];
       expectDone(await nbdpull("info", uri, ...flags(ours), ...override));
-      expectDone(await nbdpull("pull", uri, at("override.raw"), ...flags(ours), ...override, "--quiet"));
-      await expectDisk(at("override.raw"), "vdb");
+      expectDone(await nbdpull("pull", uri, fresh("override.raw"), ...flags(ours), ...override, "--quiet"));
+      await expectDisk(fresh("override.raw"), "vdb");
       await expectPoint(await attach(await jobXml(x509.port, UNREACHABLE), ...flags(ours), ...override));
 
       const other = `nbds://other.example.test:${x509.port}/vdb`;
@@ -212,12 +215,12 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
         await nbdpull(
           "pull",
           `nbds://alice@localhost:${psk.port}/vda`,
-          at("psk.raw"),
+          fresh("psk.raw"),
           "--tls-psk-file",
           keys,
         ),
       );
-      await expectDisk(at("psk.raw"), "vda");
+      await expectDisk(fresh("psk.raw"), "vda");
     });
 
     it("works over a unix socket", async () => {
@@ -226,14 +229,14 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
         ...["--tls=require", `--tls-psk=${keys}`, "-r", "file", at("vda.raw")],
       );
       const uri = `nbds+unix://alice@/?socket=${server.socket}`;
-      expectDone(await nbdpull("pull", uri, at("psk-unix.raw"), "--tls-psk-file", keys));
-      await expectDisk(at("psk-unix.raw"), "vda");
+      expectDone(await nbdpull("pull", uri, fresh("psk-unix.raw"), "--tls-psk-file", keys));
+      await expectDisk(fresh("psk-unix.raw"), "vda");
     });
 
     it("uses the only user of the key file for a job, which names none", async () => {
       await expectPoint(await attach(await jobXml(psk.port), "--tls-psk-file", keys));
 
-      const two = at("two.psk");
+      const two = fresh("two.psk");
       await writeFile(two, `${await readFile(keys, "utf8")}bob:00ff\n`);
       const ran = await attach(await jobXml(psk.port), "--tls-psk-file", two);
       expect(ran.code).toBe(2);
@@ -242,8 +245,11 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     });
 
     it("reports that the server has another key", async () => {
-      await writeFile(at("wrong.psk"), `alice:${"00".repeat(32)}\n`);
-      const ran = await nbdpull("info", `nbds://localhost:${psk.port}/vda?tls-psk-file=${at("wrong.psk")}`);
+      await writeFile(fresh("wrong.psk"), `alice:${"00".repeat(32)}\n`);
+      const ran = await nbdpull(
+        "info",
+        `nbds://localhost:${psk.port}/vda?tls-psk-file=${fresh("wrong.psk")}`,
+      );
       expect(ran.code).toBe(1);
       expect(ran.stderr).toMatch(/same key for the user alice/);
     });
@@ -259,7 +265,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     it("when an unknown CA signed the server's certificate", async () => {
       const uri = `nbds://localhost:${x509.port}/vda`;
       const advice = /no CA that is trusted here signed the server's certificate: give/;
-      const pulled = await nbdpull("pull", uri, at("never.raw"), ...flags(strangers, ours), "--json");
+      const pulled = await nbdpull("pull", uri, fresh("never.raw"), ...flags(strangers, ours), "--json");
       expect(pulled.code).toBe(1);
       expect(pulled.stderr).toMatch(advice);
       expect(pulled.json()).toMatchObject({ error: { code: "NBD_TLS_FAILED" } });
@@ -303,10 +309,10 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
         () => listensOn(port),
       );
       const refusal = /TLS is required, but not available/;
-      const pulled = await nbdpull("pull", `nbds://localhost:${port}/`, at("plain.raw"), ...flags(ours));
+      const pulled = await nbdpull("pull", `nbds://localhost:${port}/`, fresh("plain.raw"), ...flags(ours));
       expect(pulled.code).toBe(1);
       expect(pulled.stderr).toMatch(refusal);
-      expect(existsSync(at("plain.raw"))).toBe(false);
+      expect(existsSync(fresh("plain.raw"))).toBe(false);
       // A TLS flag makes TLS mandatory, whatever the URI's scheme.
       const flagged = await nbdpull("info", `nbd://localhost:${port}/`, ...flags(ours), "--json");
       expect(flagged.json()).toMatchObject({ error: { code: "NBD_TLS_REFUSED" } });
@@ -341,8 +347,8 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     const client = flags(ours).slice(2);
     const uri = `nbds://127.0.0.1:${x509.port}/vdb`;
     expect((await nbdpull("info", uri, ...client)).code).toBe(1);
-    expectDone(await nbdpull("pull", uri, at("insecure.raw"), ...client, "--insecure", "--quiet"));
-    await expectDisk(at("insecure.raw"), "vdb");
+    expectDone(await nbdpull("pull", uri, fresh("insecure.raw"), ...client, "--insecure", "--quiet"));
+    await expectDisk(fresh("insecure.raw"), "vdb");
     expectDone(await nbdpull("info", `${uri}?tls-verify-peer=0`, ...client, "--insecure"));
     // TLS itself is still mandatory.
     await using plain = await startNbdkit(folder, "--tls=off", "-r", "file", at("vda.raw"));

@@ -7,6 +7,7 @@ import { stopLibvirtd } from "../support/libvirt-daemon.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
 import { finished, type Running, startNbdpull } from "../support/nbdpull.js";
 import { stallEvents } from "../support/stalled-libvirt.js";
+import { startAll } from "../support/start-all.js";
 
 const MiB = 1024 * 1024;
 
@@ -61,17 +62,17 @@ await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy 
   let other: Lab;
   beforeAll(async () => {
     const sizes = { vda: 8 * MiB, vdb: MiB };
-    [guest, attached, killed, other] = await Promise.all([
+    [guest, attached, killed, other] = await startAll(
       BackupLab.start({ sizes }),
       BackupLab.start({ sizes }),
       BackupLab.start({ sizes: { ...sizes, vda: 64 * MiB } }),
       Lab.start({ sizes }),
-    ]);
+    );
     for (const { lab } of [guest, attached]) await lab.write("vda", 0, 4 * MiB, 0x11);
     await killed.lab.write("vda", 0, 60 * MiB, 0x11);
   });
   afterAll(async () => {
-    for (const each of [guest, attached, killed, other]) await each[Symbol.asyncDispose]();
+    for (const each of [guest, attached, killed, other]) await each?.[Symbol.asyncDispose]();
   });
 
   async function expectRefused(of: BackupLab, run: Running): Promise<void> {

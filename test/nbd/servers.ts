@@ -110,7 +110,7 @@ export interface Authority {
  * @param kind of the keys; libvirt takes certificates for the encipherment of keys only, which are of RSA
  */
 export async function makeAuthority(
-  folder: Folder,
+  folder: Pick<Folder, "path">,
   name: string,
   hosts: readonly string[] = ["localhost"],
   kind: "ecc" | "rsa" = "ecc",
