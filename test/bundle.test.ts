@@ -52,6 +52,33 @@ describe("the command's bundle", () => {
     expect(stderr.match(/^NativeModule (?:tls|child_process|crypto|worker_threads|zlib)$/gm)).toBeNull();
   });
 
+  it("keeps what a command loads in few files, and other commands' work out of them", () => {
+    const read = (name: string): string => readFileSync(join(bundle, name), "utf8");
+    const names = readdirSync(bundle).filter((name) => name.endsWith(".js"));
+    const loaded = (name: string, all = new Set<string>()): Set<string> => {
+      if (all.has(name)) return all;
+      all.add(name);
+      for (const [, from = ""] of read(name).matchAll(/^(?:import|export) (?:.* from )?"\.\/([^"]+)";?$/gm)) {
+        loaded(from, all);
+      }
+      return all;
+    };
+    for (const what of ["Backup", "Points", "Pull", "Restore", "Verify"]) {
+      const own = names.filter((name) => new RegExp(`\\basync function run${what}\\(`).test(read(name)));
+      expect(own).toHaveLength(1);
+      const files = [...loaded(own[0] ?? "")];
+      expect(files.length, what).toBeLessThan(50);
+      const foreign = files.filter((name) =>
+        /\b(?:class S3Client|function execa|function writeImage)\b/.test(read(name)),
+      );
+      expect(foreign, what).toEqual([]);
+    }
+    const backup = names.find((name) => /\basync function runBackup\(/.test(read(name))) ?? "";
+    const text = [...loaded(backup)].map(read).join("\n");
+    // It is loaded while libvirt begins the job, and only if the domain runs.
+    expect(text).not.toMatch(/\basync function (?:takePoint|backUpStopped)\(/);
+  });
+
   it("has the licences of its dependencies", () => {
     const licences = readFileSync(join(bundle, "THIRD-PARTY-LICENSES.txt"), "utf8");
     for (const name of ["commander", "zod", "execa", "fast-xml-parser", "xxhash-wasm"]) {

@@ -13,7 +13,6 @@ import type { GuestOptions } from "../guest-options.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
-import { MetricsFile } from "../metrics-file.js";
 import { connectOf, rateLimitOf, reconnectOf, storageOf } from "../option-values.js";
 import type {
   CopyOptions,
@@ -113,6 +112,7 @@ async function backUpAsAsked(
 /** A committed point doesn't count as failed because its metrics could not be written. */
 async function recorderOf({ output }: Context, { metrics }: BackupOptions): Promise<Job["record"]> {
   if (metrics === undefined) return async () => undefined;
+  const { MetricsFile } = await import("../metrics-file.js");
   const file = await MetricsFile.at(metrics);
   return async (update) => {
     try {

@@ -31,9 +31,8 @@ import { type BegunJob, begin, scratchSettings, serverOf } from "./begin-job.js"
 import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
 import { levelWhenDue } from "./full-due.js";
 import { judgeLeftPoint, resumableOf } from "./left-point.js";
-import { backUpStopped } from "./stopped-backup.js";
 import type { PointDisk, TakePointOptions } from "./take-options.js";
-import { type TakenPoint, takePoint } from "./take-point.js";
+import type { TakenPoint } from "./take-point.js";
 
 export interface BackupResult extends TakenPoint {
   /** The level of the point that was made, which may differ from the level that was asked for. */
@@ -86,6 +85,7 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
   const domain = parseDomain(definition);
   const leftOut = leaveOut(domain, asked);
   if (domain.id === undefined) {
+    const { backUpStopped } = await import("./stopped-backup.js");
     const taken = await backUpStopped(domain, definition, asked);
     return { ...taken, isRunning: false, retired: [], leftOut, plainText: [] };
   }
@@ -147,7 +147,14 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
     });
     clients.connection = connection;
     if (connection.straightTo && !left) await refuseUnreachable(connection.straightTo, signal);
-    const begun = left?.begun ?? (await begin(guest, { disks, forecast }, { ...traces, server }, options));
+    const begun =
+      left?.begun ??
+      (await begin(
+        guest,
+        { disks, forecast },
+        { ...traces, server },
+        { ...options, meanwhile: loadPulling },
+      ));
     const resumable = await resumableOf(guest, begun, { ...options, folder, left });
     signal?.throwIfAborted();
     const giveUp = async (): Promise<void> => {
@@ -213,6 +220,13 @@ async function recordOf(guest: Guest, options: BackupOptions): Promise<Checkpoin
 /** How long a libvirt that is away is waited for where the guest would not survive that the clients leave. */
 const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
 
+/** Loads what pulls. A failure is met by whoever waits for it. */
+function loadPulling(): Promise<typeof import("./take-point.js")> {
+  const loading = import("./take-point.js");
+  loading.catch(() => undefined);
+  return loading;
+}
+
 async function pullDisks(
   guest: Guest,
   {
@@ -239,6 +253,7 @@ async function pullDisks(
       reason: planned?.reason,
     };
   });
+  const { takePoint } = await loadPulling();
   return await takePoint({
     ...options,
     repository,
