@@ -2,10 +2,11 @@
  * One disk of a restore point, read through its backing chain. A *layer* is one image of the chain with its
  * digest file, if the point has digests; then every read compares the data with them.
  *
- * Read this file first: it finds and opens the layers. Then read layer.ts (one layer: where image and digest
- * file agree), checked-image.ts (data compared with digests), overlay.ts (what the layers show together) and
- * chain-source.ts (the disk as a source for a pull). open-images.ts opens images in threads. check-chains.ts
- * checks whole chains before a restore, sound-bases.ts whole points before an increment is based on them.
+ * Read this file first: it finds and opens the layers. Then read layer.ts (one layer), agreed-runs.ts (where
+ * image and digest file agree), checked-image.ts (data compared with digests), overlay.ts (what the layers
+ * show together) and chain-source.ts (the disk as a source for a pull). open-images.ts opens images in
+ * threads. check-chains.ts checks whole chains before a restore, sound-bases.ts whole points before an
+ * increment is based on them.
  *
  * This room reads only: it never writes to the repository. It doesn't use libvirt or the network; of NBD it
  * knows only the types of a read.

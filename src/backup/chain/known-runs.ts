@@ -13,8 +13,9 @@ import { sha256Of } from "../image/readable-file.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
+import type { LayerRun } from "./agreed-runs.js";
 import type { Link } from "./chain.js";
-import { checkDigestHeader, damage, failOnDamage, Layer, type LayerRun, plainFile } from "./layer.js";
+import { checkDigestHeader, damage, failOnDamage, Layer, plainFile } from "./layer.js";
 import { seenThrough } from "./overlay.js";
 import { SeenParts } from "./seen-parts.js";
 

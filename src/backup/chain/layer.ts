@@ -8,15 +8,12 @@ import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-re
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
 import { RawReader } from "../image/raw-reader.js";
 import { type FilePlace, sha256Of } from "../image/readable-file.js";
-import { RunCursor } from "../image/run-cursor.js";
 import { Qcow2Reader, type Qcow2ReadOptions } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
+import { agreedRuns, type LayerRun } from "./agreed-runs.js";
 import { type AwaitedRun, CheckedImage, type DigestedRun } from "./checked-image.js";
 import { type StoredImage, storedAt } from "./open-images.js";
-
-/** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
-export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
 /** How a layer is read. */
 export type LayerOptions = Qcow2ReadOptions;
@@ -141,7 +138,8 @@ export class Layer implements AsyncDisposable {
       for await (const block of digests) yield block.map((run) => this.#inRawFile(run));
       return;
     }
-    yield* this.#agreed(images, digests, onDamage);
+    const { geometry, complete, digestSize } = this;
+    yield* agreedRuns(images, digests, { geometry, complete, digestSize }, onDamage);
   }
 
   /**
@@ -222,110 +220,6 @@ export class Layer implements AsyncDisposable {
     if (run.kind === "zero") return { ...run, digests: undefined };
     return { ...run, hostOffset };
   }
-
-  /** The runs on which image and digest file agree. Both are read side by side, in guest order. */
-  async *#agreed(
-    images: AsyncIterable<readonly ClusterRun[]>,
-    digestRuns: AsyncIterable<readonly PlacedDigestRun[]>,
-    onDamage: OnDamage,
-  ): AsyncGenerator<readonly LayerRun[]> {
-    const image = new RunCursor(images);
-    const digest = new RunCursor(digestRuns);
-    const size = this.digestSize;
-    let block: LayerRun[] = [];
-    const taken = (): readonly LayerRun[] => {
-      const runs = block;
-      block = [];
-      return runs;
-    };
-    const both = [image, digest];
-    for (;;) {
-      for (const cursor of both) {
-        while (!cursor.advance()) {
-          if (block.length > 0) yield taken();
-          await cursor.more();
-        }
-      }
-      const { run: has } = image;
-      const { run: should } = digest;
-      if (!has && !should) break;
-      const hasAt = has ? image.cluster : Number.POSITIVE_INFINITY;
-      const shouldAt = should ? digest.cluster : Number.POSITIVE_INFINITY;
-      if (!should || (has && hasAt < shouldAt)) {
-        const count = Math.min(image.remaining, shouldAt - hasAt);
-        // In a complete layer, clusters that the digest file leaves out read as zeroes.
-        const harmless = this.complete && has?.kind === "zero";
-        const message = "the image defines a cluster that the digest file does not have";
-        if (!harmless) {
-          yield taken();
-          onDamage({ message, ...this.#rangeOf(hasAt, count) });
-        }
-        image.skip(count);
-      } else if (!has || shouldAt < hasAt) {
-        const count = Math.min(digest.remaining, hasAt - shouldAt);
-        yield taken();
-        onDamage({
-          message: `the image has lost a cluster of ${should.kind}`,
-          ...this.#rangeOf(shouldAt, count),
-        });
-        digest.skip(count);
-      } else {
-        const count = Math.min(image.remaining, digest.remaining);
-        const start = digest.cluster - should.cluster;
-        if (isSameKind(has, should)) block.push(this.#joined(has, image.cluster, count, should, start, size));
-        else {
-          yield taken();
-          const message = `the image's table says ${has.kind} where the point has ${should.kind}`;
-          onDamage({ message, ...this.#rangeOf(shouldAt, count) });
-        }
-        image.skip(count);
-        digest.skip(count);
-      }
-    }
-    yield taken();
-  }
-
-  /** Clusters as a range of the disk in bytes, cut off at its end. */
-  #rangeOf(cluster: number, count: number): { guestOffset: number; length: number } {
-    const { clusterSize, virtualSize } = this.geometry;
-    const guestOffset = cluster * clusterSize;
-    return { guestOffset, length: Math.min(count * clusterSize, virtualSize - guestOffset) };
-  }
-
-  /**
-   * The part of both runs that is `count` clusters long from `cluster` on. It begins `start` clusters after
-   * the beginning of `should`.
-   */
-  #joined(
-    has: ClusterRun,
-    cluster: number,
-    count: number,
-    should: PlacedDigestRun,
-    start: number,
-    digestSize: number,
-  ): LayerRun {
-    if (has.kind === "partial" || should.kind === "partial") {
-      const { digestsAt } = should;
-      return { ...has, digests: should.kind === "partial" ? should.digests : undefined, digestsAt };
-    }
-    if (has.kind === "zero" || should.kind === "zero")
-      return { kind: "zero", cluster, count, digests: undefined };
-    return {
-      kind: "data",
-      cluster,
-      count,
-      hostOffset: has.hostOffset + (cluster - has.cluster) * this.geometry.clusterSize,
-      digests: should.digests.subarray(start * digestSize, (start + count) * digestSize),
-      digestsAt: should.digestsAt + start * digestSize,
-    };
-  }
-}
-
-function isSameKind(has: ClusterRun, should: PlacedDigestRun): boolean {
-  if (has.kind === "partial" && should.kind === "partial") {
-    return has.dataMask === should.dataMask && has.zeroMask === should.zeroMask;
-  }
-  return has.kind === should.kind;
 }
 
 async function openImage(

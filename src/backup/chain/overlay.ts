@@ -1,7 +1,8 @@
 import type { OnDamage } from "../base/damage.js";
 import type { ExtentState } from "../base/extent.js";
 import { maskStretches } from "../image/image.js";
-import type { Layer, LayerRun } from "./layer.js";
+import type { LayerRun } from "./agreed-runs.js";
+import type { Layer } from "./layer.js";
 
 /** What an overlay needs of a layer. It can also be a single image that belongs to no point. */
 type SeenLayer = Pick<Layer, "geometry" | "complete"> &

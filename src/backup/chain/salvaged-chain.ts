@@ -4,8 +4,9 @@ import { closeAll } from "../base/in-parallel.js";
 import { clustersIn, type Geometry } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { LayerRun } from "./agreed-runs.js";
 import { findParentLink, type Link } from "./chain.js";
-import { Layer, type LayerRun } from "./layer.js";
+import { Layer } from "./layer.js";
 import type { ReadableLayer } from "./overlay.js";
 
 /** A part of the disk of which nobody can tell what it was. Offset and length are bytes. */

@@ -1,7 +1,7 @@
 /** What shows through a chain, against a drawing of it byte by byte. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
-import type { LayerRun } from "../../../src/backup/chain/layer.js";
+import type { LayerRun } from "../../../src/backup/chain/agreed-runs.js";
 import { seenBlocks, seenThrough } from "../../../src/backup/chain/overlay.js";
 import { maskStretches } from "../../../src/backup/image/image.js";
 import { seededRuns } from "../../support/property-runs.js";
