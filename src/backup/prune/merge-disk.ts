@@ -1,9 +1,6 @@
 import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { type DigestAlgorithm, isCryptographic } from "../digest/algorithms.js";
-import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
-import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { sha256OfFile } from "../host/plain-files.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
@@ -21,6 +18,7 @@ import type { MergeMethod } from "./merge-method.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import type { MergeThreads } from "./merge-threads.js";
 import { type MergedPart, masksOf, mergedParts, type Origin, originOf } from "./merge-walk.js";
+import { MergedDigests, mergedAlgorithm } from "./merged-digests.js";
 import { Qcow2Target } from "./qcow2-merge-target.js";
 import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
 import { TakenClusters } from "./taken-clusters.js";
@@ -155,9 +153,9 @@ class DiskMerge {
     const options = this.#options;
     const sync = "target" in options || options.sync;
     await using target = await this.#openTarget();
-    const digests = await this.#createDigests(
-      "target" in options ? options.digests : options.folder.at(options.names.digests),
-    );
+    const place = "target" in options ? options.digests : options.folder.at(options.names.digests);
+    const [geometry, complete] = [this.#geometry, this.#complete];
+    const digests = await MergedDigests.create(place, this.#layers, { geometry, complete });
     let digestsSha256: string | undefined;
     let copies: number | undefined;
     try {
@@ -172,9 +170,9 @@ class DiskMerge {
         if (header) await folder.create(names.header, header, { sync });
         if (this.#base) copies = await this.#overwrites.save(folder.at(names.overwrites), { sync });
       }
-      digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
+      digestsSha256 = await digests?.finish({ sync });
     } finally {
-      await closeAll(this.#taken, digests?.file);
+      await closeAll(this.#taken, digests);
     }
     const disk = await this.#describe(target, digestsSha256);
     return { disk, writtenBytes: target.writtenBytes, copies };
@@ -211,15 +209,7 @@ class DiskMerge {
     });
   }
 
-  /** The digest file, unless {@link mergedAlgorithm} allows none. */
-  async #createDigests(place: NewPlace): Promise<Digests | undefined> {
-    const algorithm = mergedAlgorithm(this.#layers);
-    if (!algorithm) return undefined;
-    const header = { algorithm, geometry: this.#geometry, complete: this.#complete };
-    return { digester: await createDigester(algorithm), file: await DigestFileWriter.create(place, header) };
-  }
-
-  async #take(part: MergedPart, target: MergeTarget, digests: Digests | undefined): Promise<void> {
+  async #take(part: MergedPart, target: MergeTarget, digests: MergedDigests | undefined): Promise<void> {
     switch (part.kind) {
       case "zero":
         await this.#zero(part.cluster, part.count, target, digests);
@@ -247,19 +237,19 @@ class DiskMerge {
     cluster: number,
     count: number,
     target: MergeTarget,
-    digests: Digests | undefined,
+    digests: MergedDigests | undefined,
   ): Promise<void> {
     this.#zeroBytes += dataBytesOf({ kind: "data", cluster, count }, this.#geometry);
     await target.erase?.(cluster, count);
     if (this.#complete) return;
     target.zero(cluster, count);
-    digests?.file.add({ kind: "zero", cluster, count }, Buffer.alloc(0));
+    digests?.addZeroes(cluster, count);
   }
 
   async #data(
     { cluster, count, from }: Extract<MergedPart, { kind: "data" }>,
     target: MergeTarget,
-    digests: Digests | undefined,
+    digests: MergedDigests | undefined,
   ): Promise<void> {
     const { clusterSize, virtualSize } = this.#geometry;
     // If the end of the disk cuts off a cluster, any bytes may lie behind the end, and stock QEMU shows some.
@@ -287,16 +277,16 @@ class DiskMerge {
     count: number,
     from: Origin,
     target: MergeTarget,
-    digests: Digests | undefined,
+    digests: MergedDigests | undefined,
   ): Promise<void> {
     const length = dataBytesOf({ kind: "data", cluster, count }, this.#geometry);
     const kept = await target.keep(cluster, count, from);
-    const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
+    const known = digests?.known(cluster, count, from);
     this.#dataBytes += length;
     const placed = kept || !known || !this.#taken ? undefined : await target.place?.(cluster, count, from);
     if (digests && known && placed && this.#taken) {
       await this.#taken.take(from, known, placed);
-      digests.file.add({ kind: "data", cluster, count }, known);
+      digests.add(cluster, count, known);
       return;
     }
     const needsBytes = !kept || (digests !== undefined && known === undefined);
@@ -307,32 +297,13 @@ class DiskMerge {
       await from.layer.read(from.run, offset, bytes, failOnDamage(from.layer));
     }
     if (!kept) await target.store(cluster, count, from, bytes);
-    if (!digests) return;
-    const run = { kind: "data" as const, cluster, count };
-    digests.file.add(run, known ?? digestClusters(digests.digester, run, bytes, this.#geometry));
-  }
-
-  /** The layer's own digests of these clusters, if they are of the same algorithm and cluster size. */
-  #knownDigests(
-    cluster: number,
-    count: number,
-    { layer, run }: Origin,
-    digester: Digester,
-  ): Buffer | undefined {
-    const same =
-      run.kind === "data" &&
-      run.digests !== undefined &&
-      layer.disk.digests?.algorithm === digester.algorithm &&
-      layer.geometry.clusterSize === this.#geometry.clusterSize;
-    if (!same || !run.digests) return undefined;
-    const first = (cluster - run.cluster) * digester.size;
-    return Buffer.from(run.digests.subarray(first, first + count * digester.size));
+    digests?.add(cluster, count, known ?? digests.of(cluster, count, bytes));
   }
 
   async #mixed(
     { cluster, pieces }: Extract<MergedPart, { kind: "mixed" }>,
     target: MergeTarget,
-    digests: Digests | undefined,
+    digests: MergedDigests | undefined,
   ): Promise<void> {
     const { clusterSize, virtualSize } = this.#geometry;
     const start = cluster * clusterSize;
@@ -352,17 +323,7 @@ class DiskMerge {
     }
     await target.storeMixed(mixed);
     this.#count(mixed);
-    if (!digests) return;
-    const { dataMask, zeroMask } = mixed;
-    if (dataMask === ALL_SUBCLUSTERS) {
-      const run = { kind: "data" as const, cluster, count: 1 };
-      digests.file.add(run, digestClusters(digests.digester, run, bytes, this.#geometry));
-    } else {
-      const run = { kind: "partial" as const, cluster, count: 1 as const, dataMask, zeroMask };
-      const digest =
-        dataMask === 0 ? Buffer.alloc(0) : digestClusters(digests.digester, run, bytes, this.#geometry);
-      digests.file.add(run, digest);
-    }
+    digests?.addMixed(mixed);
   }
 
   #count({ cluster, dataMask, zeroMask }: MixedCluster): void {
@@ -415,21 +376,4 @@ export async function backingOf({ repository, domain, links }: DiskChain): Promi
   const parent = await repository.point(domain, disk.parent);
   const below = diskOf(parent, disk.name);
   return below && { name: `../${disk.parent}/${imageName(parent, below)}`, format: below.format };
-}
-
-/**
- * The algorithm of the merged digests: the newest layer's, unless an older layer has checksums only.
- * Undefined if a layer has no digests. Digests promise no more than those against which the data was compared
- * when it was copied: a cryptographic digest of data that only a checksum vouches for would make a forgery a
- * proof.
- */
-export function mergedAlgorithm(layers: readonly Layer[]): DigestAlgorithm | undefined {
-  const known = layers.flatMap(({ disk }) => disk.digests?.algorithm ?? []);
-  if (known.length < layers.length) return undefined;
-  return known.find((algorithm) => !isCryptographic(algorithm)) ?? known[0];
-}
-
-interface Digests {
-  readonly digester: Digester;
-  readonly file: DigestFileWriter;
 }

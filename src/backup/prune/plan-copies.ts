@@ -2,8 +2,9 @@ import { failOnDamage, type Layer } from "../chain/layer.js";
 import type { Geometry } from "../image/image.js";
 import type { Qcow2Reader } from "../qcow2/reader.js";
 import { type CopiedStretch, findStretches, ShownClusters } from "./copied-stretches.js";
-import { mergedAlgorithm, type OpenLayers } from "./merge-disk.js";
+import type { OpenLayers } from "./merge-disk.js";
 import { mergedParts, type Origin, visibleBytes } from "./merge-walk.js";
+import { mergedAlgorithm } from "./merged-digests.js";
 
 const MIB = 1024 * 1024;
 /** S3 takes no shorter part of an object, but for the last one. */

@@ -8,9 +8,10 @@
  * object store), `decide.ts` (which points stay), `retention.ts` (which points the
  * rules keep) and `prune-plan.ts` (which points can go, and what has to be merged). `merge-disk.ts` merges
  * one disk: it walks over the layers with `merge-walk.ts` and gives every cluster to a `merge-target.ts`,
- * either `qcow2-merge-target.ts` or `raw-merge-target.ts`. Most of the data goes through `taken-clusters.ts`,
- * which has a thread (`merge-threads.ts`, `merge-service.ts`, `merge-worker.ts`) and this one prove and copy
- * it. `copy-list.ts` is the list of the copies that overwrite an image in place.
+ * either `qcow2-merge-target.ts` or `raw-merge-target.ts`, and its digest to `merged-digests.ts`. Most of the
+ * data goes through `taken-clusters.ts`, which has a thread (`merge-threads.ts`, `merge-service.ts`,
+ * `merge-worker.ts`) and this one prove and copy it. `copy-list.ts` is the list of the copies that overwrite
+ * an image in place.
  *
  * Nothing that a kept point shows is overwritten before its replacement is on disk and in the journal. This
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
