@@ -10,6 +10,7 @@ import type { Command } from "./workload.js";
 export interface Built {
   readonly measure: string;
   readonly minimalClient: string;
+  readonly untilRequest: string;
 }
 
 export async function build(folder: string): Promise<Built> {
@@ -19,8 +20,12 @@ export async function build(folder: string): Promise<Built> {
     await execa("cc", ["-O2", "-Wall", "-o", program, benchFile("c", `${name}.c`)]);
     return program;
   };
-  const [measure, minimalClient] = await Promise.all([compile("measure"), compile("minimal-client")]);
-  return { measure, minimalClient };
+  const [measure, minimalClient, untilRequest] = await Promise.all([
+    compile("measure"),
+    compile("minimal-client"),
+    compile("until-request"),
+  ]);
+  return { measure, minimalClient, untilRequest };
 }
 
 const reportSchema = z.object({

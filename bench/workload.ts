@@ -123,7 +123,7 @@ export interface Task {
   /** Empty before every run. All outputs go there. */
   readonly output: string;
   /** Programs that the harness has built. */
-  readonly built: { readonly minimalClient: string };
+  readonly built: { readonly minimalClient: string; readonly untilRequest: string };
 }
 
 export interface Command {

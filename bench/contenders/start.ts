@@ -2,6 +2,8 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Node } from "../nodes.js";
 import { NBDPULL } from "../paths.js";
+import { PROGRAMS } from "../programs.js";
+import { withAddress } from "../servers.js";
 import { type Contender, onlySource, type Task } from "../workload.js";
 import { equalsSource } from "./verify.js";
 
@@ -30,6 +32,23 @@ export function printed(node: Node, ...args: readonly string[]): Contender {
         throw new Error("it printed something else");
       return "by its first line";
     },
+  };
+}
+
+/** A pull that is ended when its first request has left, by a program of ours that passes it on. */
+export function firstRequest(node: Node): Contender {
+  return {
+    name: "pull to its first request",
+    needs: [PROGRAMS.cc],
+    command: (task) => {
+      const { at, exportName } = onlySource(task);
+      if (at.kind !== "unix") throw new Error("only Unix sockets are passed on");
+      const socket = join(task.output, "front.sock");
+      const { uri } = withAddress({ at: { kind: "unix", socket }, exportName });
+      const pull = ["pull", uri, join(task.output, "disk.raw"), "--no-fsync", "--quiet"];
+      return { program: task.built.untilRequest, args: [socket, at.socket, node.path, NBDPULL, ...pull] };
+    },
+    verify: async () => "by its request",
   };
 }
 

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { emptyProgram, printed, smallPull } from "../contenders/start.js";
+import { emptyProgram, firstRequest, printed, smallPull } from "../contenders/start.js";
 import { makeRaw } from "../images.js";
 import { type Node, nodesHere } from "../nodes.js";
 import { serveByQemuNbd } from "../servers.js";
@@ -18,18 +18,20 @@ function startWith(node: Node): Workload {
     name: `start-node-${node.version}`,
     title: `Starting, with Node ${node.version}`,
     about:
-      "From the start of the process to its end, which comes with the first byte: Node by itself, the help of each command, and a pull of next to nothing by qemu-nbd. After the warm-up, Node has our compiled code from its last run, where it keeps any.",
+      "From the start of the process to its end, which comes with the first byte: Node by itself, the help of each command, a pull that is ended when its first request leaves, and one of next to nothing by qemu-nbd. After the warm-up, Node has our compiled code from its last run, where it keeps any.",
     reference: "node -e 0",
     contenders: [
       emptyProgram(node),
       printed(node, "--version"),
       printed(node, "--help"),
       ...COMMANDS.map((command) => printed(node, command, "--help")),
+      firstRequest(node),
       smallPull(node),
     ],
     targets: [
       { contender: "pull --help", metric: "wall", against: "node -e 0", atMost: 1.74 },
       { contender: "backup --help", metric: "wall", against: "node -e 0", atMost: 2.6 },
+      { contender: "pull to its first request", metric: "wall", against: "node -e 0", atMost: 2.6 },
     ],
     setUp: async ({ folder }) => {
       const stretches = [{ offset: 0, length: 64 * KiB }];

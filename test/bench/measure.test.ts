@@ -31,6 +31,16 @@ describeWith(["cc"], "measuring a command", () => {
     expect((await shell(`${large}; :`)).peakRssKiB).toBeGreaterThan(150 * 1024);
   });
 
+  it("says where a client ends before its first request", async () => {
+    const ran = await execa(built.untilRequest, [join(scratch, "front.sock"), "/nowhere", "false"], {
+      reject: false,
+    });
+    expect([ran.exitCode, ran.stderr]).toEqual([
+      1,
+      "until-request: the client ended before its first request",
+    ]);
+  });
+
   // A busy machine may need two seconds to start it.
   it("counts the memory but not the time of a daemon that the command leaves behind", {
     retry: 3,
