@@ -1,5 +1,5 @@
 /** The note beside a point that a guest runs on it, which can fail without any harm to the guest. */
-import { hasCode, messageOf } from "../base/errors.js";
+import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { forgetLive, noteLive } from "../repository/live-note.js";
 import type { Repository } from "../repository/repository.js";
 import type { PointServer } from "../serve/serve.js";
@@ -40,7 +40,7 @@ export async function noteBeside(
     await noteLive(point, { uuid: nameOf(state), disks: place });
     await server.assertUnpruned();
   } catch (error) {
-    if (hasCode(error, "E_PRUNED_MEANWHILE")) throw error;
+    if (hasCode(error, "E_PRUNED_MEANWHILE")) throw hasRun ? withNote(error, state) : error;
     if (repository.isInStore && (hasRun ? hasCode(error, "E_MANIFEST") : !isRefused(error))) throw error;
     const message = `it can't be noted in the repository that a guest runs on point ${state.point} (${messageOf(error)}): let no prune remove it before this has ended`;
     onEvent({ type: "warning", message });
@@ -65,6 +65,19 @@ export async function forgetBeside(
     const message = `the note beside point ${state.point} that a guest runs on it is left (${messageOf(error)}): prunes keep the point until .live.${nameOf(state)}.json is removed there`;
     onEvent({ type: "warning", message });
   }
+}
+
+/**
+ * Where the note is; it ends a sentence that tells what a live restore leaves which can't go on, since for
+ * its sake prunes keep the point.
+ */
+export function noteOf(state: Pick<LiveState, "point" | "domain" | "note">): string {
+  return `.live.${nameOf(state)}.json beside point ${state.point}, which keeps prunes from removing that`;
+}
+
+function withNote(error: unknown, state: Parameters<typeof noteOf>[0]): unknown {
+  if (!(error instanceof BackupError)) return error;
+  return error.of(`${error.message}. If the guest is given up, remove ${noteOf(state)}`, {});
 }
 
 /** Two hosts may have a guest of one identity run from one point: each removes its own note. */

@@ -8,6 +8,7 @@ import type { HeldFolder } from "../host/held-folder.js";
 import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { parseTree } from "../libvirt/xml-tree.js";
+import { noteOf } from "./beside-point.js";
 import { stopOnErrors } from "./error-policies.js";
 import { withFiles } from "./live-definition.js";
 import type { LiveState } from "./live-state.js";
@@ -61,8 +62,9 @@ export function imageOf({ file, whole, isSwitched }: LiveState["disks"][number])
 export async function proveOurs(
   run: DomainRun,
   folder: HeldFolder,
-  { domain, disks }: Pick<LiveState, "domain" | "disks">,
+  state: Pick<LiveState, "domain" | "disks" | "point" | "note">,
 ): Promise<void> {
+  const { domain, disks } = state;
   const whole = parseTree(await run.wholeDefinition(), "domain");
   const running = parseTree(await run.definition(), "domain");
   for (const disk of disks) {
@@ -74,7 +76,7 @@ export async function proveOurs(
     const sources = [...sourcesOf(whole, name), ...sourcesOf(running, name)];
     if (sources.some((source) => [image, next].includes(source.attributeText("file") ?? ""))) continue;
     const other = sources[0]?.attributeText("file") ?? "no file";
-    const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}; otherwise undefine that domain, and the same command goes on`;
+    const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}, and ${noteOf(state)}; otherwise undefine that domain, and the same command goes on`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { domain: domain.name, disk: name } });
   }
 }
@@ -90,11 +92,34 @@ export async function isForgotten(run: DomainRun): Promise<boolean> {
   }
 }
 
-/** What was prepared took a while: a domain of that name or UUID would be replaced. */
-export async function refuseTaken(libvirt: Libvirt, { name, uuid }: LiveState["domain"]): Promise<void> {
+/**
+ * Whether a domain of that name and UUID may be the one that was to be started here, after that has failed.
+ * One of somebody else's must not be forgotten.
+ * @param asked whether libvirt was asked to define it, and whether it said that it had
+ */
+export function mayBeOurs(
+  error: unknown,
+  { mayBeDefined, isDefined }: { readonly mayBeDefined: boolean; readonly isDefined: boolean },
+): boolean {
+  const isRefusal = hasCode(error, "E_DOMAIN_EXISTS") || hasCode(error, "E_LIBVIRT_REFUSED");
+  return mayBeDefined && (isDefined || !isRefusal);
+}
+
+/**
+ * What was prepared took a while: a domain of that name or UUID would be replaced.
+ * @param left of a live restore that had begun before, and stays: its state and its folder
+ */
+export async function refuseTaken(
+  libvirt: Libvirt,
+  { name, uuid }: LiveState["domain"],
+  left?: { readonly state: Pick<LiveState, "domain" | "point" | "note">; readonly folder: string },
+): Promise<void> {
   for (const known of [uuid, name]) {
     if (!(await libvirt.hasDomain(known))) continue;
-    const message = `a domain ${name} (${known}) was made meanwhile and was not touched: nothing was restored`;
+    const then = left
+      ? `the live restore in ${left.folder} can't go on beside it. To give that up, remove what is left there, and ${noteOf(left.state)}`
+      : "nothing was restored";
+    const message = `a domain ${name} (${known}) was made meanwhile and was not touched: ${then}`;
     throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
   }
 }

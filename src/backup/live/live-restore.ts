@@ -28,7 +28,7 @@ import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";
 import type { PointServer } from "../serve/serve.js";
-import { forgetBeside, noteBeside } from "./beside-point.js";
+import { forgetBeside, noteBeside, noteOf } from "./beside-point.js";
 import { BootReads, fetchBoot } from "./boot-reads.js";
 import { decideSwitches } from "./doubtful-switch.js";
 import { stopOnErrors } from "./error-policies.js";
@@ -40,6 +40,7 @@ import {
   definitionOf,
   imageOf,
   isForgotten,
+  mayBeOurs,
   notStarted,
   proveOurs,
   refuseTaken,
@@ -234,13 +235,11 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     isDefined = true;
     if (options.start) await run.start();
   } catch (error) {
-    const isTaken = hasCode(error, "E_DOMAIN_EXISTS");
-    // Nothing was defined then, and a domain of that name or UUID is another one.
-    const isOthers = !mayBeDefined || (!isDefined && (isTaken || hasCode(error, "E_LIBVIRT_REFUSED")));
-    if (!isOthers && !(await isForgotten(run))) throw unknown(state, options.folder, error);
+    const isOurs = mayBeOurs(error, { mayBeDefined, isDefined });
+    if (isOurs && !(await isForgotten(run))) throw unknown(state, options.folder, error);
     await writeLiveState(folder, { ...state, phase: "preparing" });
     await undo(options, folder, state);
-    throw isTaken ? error : notStarted(name, error);
+    throw hasCode(error, "E_DOMAIN_EXISTS") ? error : notStarted(name, error);
   }
   return await fill(options, folder, state, { server, isStarted: options.start, began, boot, fetched });
 }
@@ -259,7 +258,7 @@ async function goOn(
   const present = new Set(await folder.names());
   const gone = state.disks.map(imageOf).find((file) => !present.has(file));
   if (gone !== undefined) {
-    const message = `${join(folder.path, gone)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)} and what else is left`;
+    const message = `${join(folder.path, gone)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)}, what else is left there, and ${noteOf(state)}`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
   const filled = await Promise.all(state.disks.map((disk) => isFilled(folder, imageOf(disk))));
@@ -273,7 +272,7 @@ async function goOn(
   if (!isDefined) {
     await using turn = await turnFor(state.domain.uuid);
     void turn;
-    await refuseTaken(steady, state.domain);
+    await refuseTaken(steady, state.domain, { state, folder: folder.path });
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");
     await steady.define(state.domain.name, definitionOf(xml, state));
   }

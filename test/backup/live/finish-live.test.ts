@@ -2,6 +2,7 @@ import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
 import { HeldFolder } from "../../../src/backup/host/held-folder.js";
 import { DomainRun } from "../../../src/backup/libvirt/domain-run.js";
 import type { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
@@ -9,7 +10,7 @@ import * as remote from "../../../src/backup/libvirt/rpc/procedures.js";
 import { decideSwitches } from "../../../src/backup/live/doubtful-switch.js";
 import { finishLive, settleDisk } from "../../../src/backup/live/finish-live.js";
 import { endLeftCopies } from "../../../src/backup/live/left-copies.js";
-import { proveOurs } from "../../../src/backup/live/live-domain.js";
+import { mayBeOurs, proveOurs, refuseTaken } from "../../../src/backup/live/live-domain.js";
 import type { LiveState } from "../../../src/backup/live/live-state.js";
 import type { Repository } from "../../../src/backup/repository/repository.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
@@ -133,7 +134,10 @@ it("takes no disk for settled whose file was replaced, or into which nothing was
     code: "E_LIVE_STATE",
     message: expect.stringMatching(/was not copied there/),
   });
-  await expect(proveOurs(run, folder, state)).rejects.toMatchObject({ code: "E_LIVE_STATE" });
+  await expect(proveOurs(run, folder, state)).rejects.toMatchObject({
+    code: "E_LIVE_STATE",
+    message: expect.stringContaining(".live.u.json beside point"),
+  });
   [disk.hasBegun, disk.isSwitching] = [true, true];
   await rename(join(path, "vda.qcow2"), join(path, "moved.qcow2"));
   await expect(settle()).rejects.toMatchObject({
@@ -176,4 +180,29 @@ it("starts no guest that may have been switched over, until somebody has chosen 
   await rm(join(path, "vda.qcow2"));
   await decide();
   expect([asked, disk.isSwitching, disk.hasBegun]).toEqual([["define vda.qcow2"], false, false]);
+});
+
+it("touches no domain that another process made, and names what it leaves of one that can't go on", async () => {
+  const taken = { code: "E_DOMAIN_EXISTS", message: expect.stringMatching(/nothing was restored$/) };
+  await expect(refuseTaken(libvirt, state.domain)).rejects.toMatchObject(taken);
+  const left = { state, folder: path };
+  const message = expect.stringMatching(/remove what is left there, and \.live\.u\.json beside point/);
+  await expect(refuseTaken(libvirt, state.domain, left)).rejects.toMatchObject({ ...taken, message });
+  expect(asked).toEqual([]);
+  const none = { hasDomain: async () => false } as unknown as Libvirt;
+  await refuseTaken(none, state.domain, left);
+});
+
+it("takes a domain for its own only if libvirt may have defined it", () => {
+  const failed = (code: string, asked: readonly [mayBeDefined: boolean, isDefined: boolean]): boolean =>
+    mayBeOurs(new BackupError(code, "failed"), { mayBeDefined: asked[0], isDefined: asked[1] });
+  // Another process was quicker, or libvirt was never asked.
+  expect(failed("E_DOMAIN_EXISTS", [false, false])).toBe(false);
+  expect(failed("E_LIBVIRT_LOST", [false, false])).toBe(false);
+  // It answered that it has not.
+  expect(failed("E_DOMAIN_EXISTS", [true, false])).toBe(false);
+  expect(failed("E_LIBVIRT_REFUSED", [true, false])).toBe(false);
+  // Its answer was lost, or it has and does not start it.
+  expect(failed("E_LIBVIRT_LOST", [true, false])).toBe(true);
+  expect(failed("E_LIBVIRT_REFUSED", [true, true])).toBe(true);
 });
