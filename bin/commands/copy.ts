@@ -156,7 +156,7 @@ async function lostDomains({ from, to, wanted, missing }: LostOptions): Promise<
   const lost: string[] = [];
   for (const domain of there) {
     await using folder = await to.openDomain(domain);
-    if ((await readCopied(folder)).has(from.id)) lost.push(domain);
+    if ((await readCopied(folder)).points.has(from.id)) lost.push(domain);
   }
   return lost;
 }

@@ -151,6 +151,23 @@ describeWith(["qemu-img"], "a copy of a repository", () => {
     expect(await readFile(lab.imageOf(to, 0, "point.json"), "utf8")).toBe(JSON.stringify(changed));
   });
 
+  it("keeps fields of its record that this version knows nothing of, and a newer record as it is", async () => {
+    const path = join(to, NAME, ".copied.json");
+    await lab.copy();
+    const known = JSON.parse(await readFile(path, "utf8")) as Record<string, unknown>;
+    await writeFile(path, JSON.stringify({ ...known, later: { too: 2 } }));
+    await lab.takeIncrement(4);
+    expect(await lab.copy()).toMatchObject({ code: 0 });
+    const { sources, ...others } = JSON.parse(await readFile(path, "utf8")) as { sources: object };
+    expect(others).toEqual({ format: "nbdpull-copied", version: 1, later: { too: 2 } });
+    expect(Object.values(sources)).toEqual([lab.ids()]);
+    const newer = JSON.stringify({ format: "nbdpull-copied", version: 2, lists: [] });
+    await writeFile(path, newer);
+    await lab.takeIncrement(5);
+    expect(await lab.copy()).toMatchObject({ code: 0 });
+    expect(await readFile(path, "utf8")).toBe(newer);
+  });
+
   it("goes on after it was killed at any moment, and leaves nothing of that", async () => {
     chain.disk.write(0, Buffer.alloc(8 * MiB, "much"));
     await chain.take({ full: true, digests: "sha256" });

@@ -143,6 +143,19 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 600_000);
 
+  it("keeps what a newer version has written into the manifest", async () => {
+    await takePoints({ small: true });
+    const newest = chain.points.at(-1) as Manifest;
+    const disks = newest.disks.map((disk) => ({ ...disk, later: { too: 2 } }));
+    await chain.rewrite(newest.id, { later: [1], disks });
+    expect(await nbdpull("prune", chain.repository.path, "--keep-last", "1")).toMatchObject({ code: 0 });
+    const text = await readFile(chain.pathOf(newest, "point.json"), "utf8");
+    expect(JSON.parse(text)).toMatchObject({
+      ...{ level: "full", later: [1], disks: [{ mode: "full", later: { too: 2 } }] },
+    });
+    await expectPoints(chain.repository.path, [newest.id]);
+  });
+
   it("finishes a journal of version 0.1, which has no counts, and notices a torn list by those of its own", async () => {
     await takePoints();
     const kept = lastIds(3);

@@ -101,6 +101,24 @@ describeWith(
     const filesOf = async (name: string): Promise<string[]> =>
       (await lab.keys(`${name}/${NAME}/2`)).map((key) => key.slice(key.lastIndexOf("/") + 1));
 
+    it("keeps what a newer version has written into the manifest", async () => {
+      await copyOf("newer");
+      const Key = `newer/${NAME}/${chain.points[4]?.id}/point.json`;
+      const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
+      const point = JSON.parse((await Body?.transformToString()) ?? "") as { disks: object[] };
+      const newer = {
+        ...point,
+        later: [1],
+        disks: point.disks.map((disk) => ({ ...disk, later: { too: 2 } })),
+      };
+      await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: JSON.stringify(newer) }));
+      expect(await nbdpull("prune", `s3://${BUCKET}/newer`, "--keep-last", "1")).toMatchObject({ code: 0 });
+      const after = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
+      expect(JSON.parse((await after.Body?.transformToString()) ?? "")).toMatchObject({
+        ...{ level: "full", later: [1], disks: [{ mode: "full", later: { too: 2 } }] },
+      });
+    });
+
     it("takes over what it needs of dropped points, most of it copied by the store", async () => {
       const address = await copyOf("whole");
       const dry = resultOf(await prune(address, "--dry-run"));

@@ -133,7 +133,7 @@ interface Copied {
 async function copyAll(options: CopyOptions, both: Both, target: CopyTarget | undefined): Promise<Copied> {
   const { from, which } = options;
   const { judged, there, record } = both;
-  const before = record.get(from.id) ?? new Set<string>();
+  const before = record.points.get(from.id) ?? new Set<string>();
   const chosen = choosePoints(judged, there, which, before);
   const copy = new DomainCopy(options, chosen, there);
   const known = new Set([...judged, ...there].map(({ id }) => id));

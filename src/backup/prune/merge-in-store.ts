@@ -68,7 +68,7 @@ export async function mergeInStore(
     const versions = await merge.commit({
       aside: (text) =>
         withImagesAside(text, new Map(done.map(({ disk: { file } }) => [file, merge.nameOf(file)]))),
-      merged: replacingManifest({ ...point, level: isFull ? "full" : "incremental", disks }),
+      merged: (text) => replacingManifest(text, { ...point, level: isFull ? "full" : "incremental", disks }),
       prove: async () => {
         for (const { disk, ends } of done) await prove(repository, domain, point.id, disk, ends);
       },

@@ -32,7 +32,8 @@ import {
   waitForReaders,
 } from "../repository/domain-lock.js";
 import { type OnStep, publishMerges, undoMerges } from "../repository/finish-prune.js";
-import { formatManifest, type Manifest } from "../repository/manifest.js";
+import type { Manifest } from "../repository/manifest.js";
+import { changedManifest } from "../repository/merged-manifest.js";
 import { plannedMerges } from "../repository/planned-merges.js";
 import {
   heldJournal,
@@ -44,6 +45,7 @@ import {
   stagedNames,
   writeJournal,
 } from "../repository/prune-journal.js";
+import { manifestText } from "../repository/read-manifest.js";
 import { applyCopyList, type CopySource, copySourceOf } from "./copy-list.js";
 import { decide, describe } from "./decide.js";
 import type { DiskChain } from "./disk-chain.js";
@@ -240,7 +242,7 @@ class Prune {
     prepared: readonly Prepared[],
     threads: MergeThreads,
   ): Promise<Merged> {
-    const { sync, signal, onProgress } = this.#options;
+    const { repository, domain, sync, signal, onProgress } = this.#options;
     await using folder = await heldJournal(this.#folder);
     const merged = new Map<Merge, MergedDisk>();
     for (const { merge, chain, method, record } of prepared) {
@@ -258,7 +260,8 @@ class Prune {
         return (merge && merged.get(merge)?.disk) ?? disk;
       });
       const level = disks.every(({ mode }) => mode === "full") ? "full" : "incremental";
-      const text = formatManifest({ ...old, level, disks });
+      await using point = await repository.openPoint(domain, child);
+      const text = changedManifest(await manifestText(point, old), { ...old, level, disks });
       await folder.create(stagedManifest(child), text, { sync });
     }
     await folder.shareFiles();

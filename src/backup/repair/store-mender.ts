@@ -116,7 +116,7 @@ export class StoreMender implements ImageMender {
       const disks = point.disks.map((each) => (each.name === disk.name ? disk : each));
       const versions = await merge.commit({
         aside: (text) => withImagesAside(text, new Map(images.map((file) => [file, merge.nameOf(file)]))),
-        merged: replacingManifest({ ...point, disks }),
+        merged: (text) => replacingManifest(text, { ...point, disks }),
         ...{ prove, stale, onStep },
         refuse,
       });

@@ -15,7 +15,7 @@ const MOST_POINTS = 100_000;
 /** Repositories that are remembered: those that were copied from last. */
 const MOST_SOURCES = 8;
 
-const record = z.object({
+const record = z.looseObject({
   format: z.literal("nbdpull-copied"),
   version: z.literal(1),
   sources: z.record(z.uuid(), z.array(z.string().refine(isPointId)).max(MOST_POINTS)),
@@ -26,7 +26,16 @@ const record = z.object({
  * in it and not in the domain any more was removed here, as by a prune. What is in it and not in the other
  * repository any more was removed there.
  */
-export type CopiedRecord = ReadonlyMap<string, ReadonlySet<string>>;
+export type CopiedPoints = ReadonlyMap<string, ReadonlySet<string>>;
+
+export interface CopiedRecord {
+  readonly points: CopiedPoints;
+  /** What else the record says, which stays; undefined: it is of another version, and stays as it is. */
+  readonly others: Readonly<Record<string, unknown>> | undefined;
+}
+
+const NOTHING: CopiedRecord = { points: new Map(), others: {} };
+const versioned = z.looseObject({ format: z.literal("nbdpull-copied"), version: z.number() });
 
 /**
  * Whoever can write to the repository can forge or remove the record, so use it only to leave a point out of
@@ -38,15 +47,20 @@ export type CopiedRecord = ReadonlyMap<string, ReadonlySet<string>>;
 export async function readCopied(folder: StoredFolder | undefined): Promise<CopiedRecord> {
   let text: string;
   try {
-    if (!folder) return new Map();
+    if (!folder) return NOTHING;
     text = (await folder.read(COPIED_RECORD, MOST_BYTES)).toString("utf8");
   } catch (error) {
-    if (hasCode(error, "ENOENT") || error instanceof DamageError) return new Map();
+    if (hasCode(error, "ENOENT") || error instanceof DamageError) return NOTHING;
     throw error;
   }
-  const parsed = record.safeParse(parseJson(text));
-  if (!parsed.success) return new Map();
-  return new Map(Object.entries(parsed.data.sources).map(([id, points]) => [id, new Set(points)]));
+  const value = parseJson(text);
+  const parsed = record.safeParse(value);
+  if (!parsed.success) {
+    const version = versioned.safeParse(value).data?.version ?? 1;
+    return version === 1 ? NOTHING : { ...NOTHING, others: undefined };
+  }
+  const { sources, ...others } = parsed.data;
+  return { points: new Map(Object.entries(sources).map(([id, points]) => [id, new Set(points)])), others };
 }
 
 /**
@@ -61,11 +75,15 @@ export async function recordCopied(
   source: string,
   points: ReadonlySet<string>,
 ): Promise<void> {
-  const others = [...before].filter(([id]) => id !== source).slice(1 - MOST_SOURCES);
+  if (before.others === undefined) return;
+  const others = [...before.points].filter(([id]) => id !== source).slice(1 - MOST_SOURCES);
   const sources = Object.fromEntries(
     [...others, [source, points] as const].map(([id, each]) => [id, [...each].sort().slice(-MOST_POINTS)]),
   );
-  await replaceRecord(folder, COPIED_RECORD, { format: "nbdpull-copied", version: 1, sources });
+  await replaceRecord(folder, COPIED_RECORD, {
+    ...{ format: "nbdpull-copied", version: 1, sources },
+    ...before.others,
+  });
 }
 
 /** Removes the record, as when all points of the domain have gone. */

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { plainName } from "../storage/aside-name.js";
 import type { MergeState } from "../storage/stored-writing.js";
 import { formatManifest, type Manifest, parseManifest } from "./manifest.js";
+import { rewritten } from "./rewritten.js";
 
 /**
  * What a manifest in an object store says of a merge that has moved files of its point.
@@ -53,9 +54,22 @@ function named(
   return revised({ ...point, disks, ...(Object.keys(aside).length > 0 && { aside }) });
 }
 
-/** The text of a manifest that takes the place of another one in an object store. */
-export function replacingManifest(point: Manifest): string {
-  return revised(JSON.parse(formatManifest(point)) as object);
+/**
+ * The text of a manifest that takes the place of another one in an object store.
+ * @param text the one that it replaces; what this program knows nothing of stays
+ */
+export function replacingManifest(text: string, point: Manifest): string {
+  return revised(changed(text, point));
+}
+
+/** The same in a folder. */
+export function changedManifest(text: string, point: Manifest): string {
+  return `${JSON.stringify(changed(text, point), null, 2)}\n`;
+}
+
+function changed(text: string, point: Manifest): object {
+  const before = parseManifest(text, "the manifest");
+  return rewritten(JSON.parse(text), before, JSON.parse(formatManifest(point))) as object;
 }
 
 /** Another text each time, so that each has an ETag of its own. */

@@ -132,7 +132,8 @@ export class S3Merge implements StoredMerge {
       await copyObject(bucket, this.#key(name), this.#key(this.nameOf(name)), options);
       onStep(`aside ${name}`);
     }
-    await this.#replaceManifest(aside(this.#current.manifest.bytes.toString("utf8")), options);
+    const before = this.#current.manifest.bytes.toString("utf8");
+    await this.#replaceManifest(aside(before), options);
     onStep("manifest aside");
     for (const [name, image] of this.#images) {
       await this.#lease.confirm();
@@ -148,7 +149,7 @@ export class S3Merge implements StoredMerge {
     }
     await prove();
     onStep("images proven");
-    await this.#replaceManifest(merged, options);
+    await this.#replaceManifest(merged(before), options);
     onChange();
     this.#isCommitted = true;
     onStep("manifest merged");

@@ -132,8 +132,8 @@ export interface StoredMerge {
 export interface MergedManifests {
   /** The manifest that names the files that lie aside, made from the one that is there. */
   readonly aside: (text: string) => string;
-  /** The one that describes the new images. */
-  readonly merged: string;
+  /** The one that describes the new images, made from the one that was there before the merge. */
+  readonly merged: (text: string) => string;
   /**
    * Compares the new images with what they must be, when they have their names and nothing counts on them.
    */

@@ -67,7 +67,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
   const commit = (merge: StoredMerge, prove = async (): Promise<void> => undefined): Promise<unknown> =>
     merge.commit({
       aside: (text) => withImagesAside(text, new Map([["vda.qcow2", merge.nameOf("vda.qcow2")]])),
-      ...{ merged: JSON.stringify({ ...POINT, tool: "merged" }), stale: [], refuse: () => undefined, prove },
+      merged: () => JSON.stringify({ ...POINT, tool: "merged" }),
+      ...{ stale: [], refuse: () => undefined, prove },
     });
 
   async function names(): Promise<string[]> {
