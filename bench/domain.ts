@@ -11,12 +11,15 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import type { Image } from "./images.js";
+import { openKvmToLibvirt } from "./open-kvm.js";
 import { demand, LIBVIRT, PROGRAMS } from "./programs.js";
 
 export const DISK = "vda";
 /** Each domain that runs is removed when the process exits: that many listeners are no leak. */
 const MOST_DOMAINS = 100;
 process.setMaxListeners(MOST_DOMAINS);
+/** Done once: libvirt would be slow with all that is measured. */
+let kvm: Promise<void> | undefined;
 const DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend";
 
 /** The caller that starts it disposes of it. However the harness ends, no domain or checkpoint remains. */
@@ -24,17 +27,19 @@ export class Domain implements AsyncDisposable {
   readonly name: string;
   /** QEMU's process. */
   readonly pid: number;
-  readonly #remove: () => void;
+  readonly #onExit: () => void;
 
-  private constructor(name: string, pid: number, remove: () => void) {
+  private constructor(name: string, pid: number, onExit: () => void) {
     this.name = name;
     this.pid = pid;
-    this.#remove = remove;
+    this.#onExit = onExit;
   }
 
   /** @param folder of its definition, which goes last */
   static async start(disk: Image, folder: string): Promise<Domain> {
     await demand(PROGRAMS.libvirt);
+    kvm ??= openKvmToLibvirt();
+    await kvm;
     const name = `nbdpull-bench-${process.pid}-${randomBytes(4).toString("hex")}`;
     const remove = (): void => {
       process.off("exit", remove);
@@ -74,8 +79,12 @@ export class Domain implements AsyncDisposable {
     }
   }
 
+  /** Others can be removed at the same time: libvirt waits for a second or two until QEMU's process is gone. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#remove();
+    for (const [program, ...args] of removalOf(this.name)) {
+      await execa(program, args, { reject: false, stdio: "ignore", timeout: REMOVAL_MS });
+    }
+    process.off("exit", this.#onExit);
   }
 }
 
@@ -88,13 +97,21 @@ async function virsh(...args: readonly string[]): Promise<string> {
   return (await execa("virsh", ["--connect", LIBVIRT, ...args])).stdout;
 }
 
+const REMOVAL_MS = 60_000;
+
+function removalOf(name: string): readonly (readonly [string, ...string[]])[] {
+  return [
+    ["virsh", "--connect", LIBVIRT, "destroy", name],
+    ["virsh", "--connect", LIBVIRT, "undefine", "--checkpoints-metadata", name],
+    ["rm", "-f", `/var/log/libvirt/qemu/${name}.log`],
+  ];
+}
+
 /** Synchronous: for the last thing that a process does. */
 function removeDomain(name: string): void {
-  const run = (program: string, ...args: readonly string[]) =>
-    spawnSync(program, args, { stdio: "ignore", timeout: 60_000 });
-  run("virsh", "--connect", LIBVIRT, "destroy", name);
-  run("virsh", "--connect", LIBVIRT, "undefine", "--checkpoints-metadata", name);
-  run("rm", "-f", `/var/log/libvirt/qemu/${name}.log`);
+  for (const [program, ...args] of removalOf(name)) {
+    spawnSync(program, args, { stdio: "ignore", timeout: REMOVAL_MS });
+  }
 }
 
 /** QEMU runs as root, so that it reaches the folder of the harness. */

@@ -3,6 +3,7 @@
 import { copyFile, mkdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
+import pLimit from "p-limit";
 import { fillRandom } from "./data.js";
 import { DISK, Domain } from "./domain.js";
 import { evenly, scattered } from "./extents.js";
@@ -17,6 +18,7 @@ const MiB = 1024 * KiB;
 const GiB = 1024 * MiB;
 
 const SMALL_DISK = 64 * MiB;
+const STARTS_AT_ONCE = 4;
 const CHANGES = 800;
 const CHANGE_BYTES = 128 * KiB;
 
@@ -44,13 +46,19 @@ export async function manyGuestsScene({ folder, inputs, scale }: Stage, count: n
   const end = async (): Promise<void> => {
     await Promise.all(scenes.map((scene) => scene[Symbol.asyncDispose]()));
   };
-  try {
-    for (let index = 0; index < count; index += 1) {
-      scenes.push(await startGuest(disk, folder, `guest-${index}`));
-    }
-  } catch (error) {
+  // libvirt waits for each QEMU to answer, which two processors can start several of.
+  const atOnce = pLimit(STARTS_AT_ONCE);
+  const started = await Promise.allSettled(
+    Array.from({ length: count }, (_, index) =>
+      atOnce(async () => {
+        scenes.push(await startGuest(disk, folder, `guest-${index}`));
+      }),
+    ),
+  );
+  const failed = started.find((each) => each.status === "rejected");
+  if (failed) {
     await end();
-    throw error;
+    throw failed.reason;
   }
   return { sources: [], guests: scenes.map(({ guest }) => guest), [Symbol.asyncDispose]: end };
 }

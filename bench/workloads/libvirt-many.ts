@@ -5,14 +5,13 @@ import { scaled } from "../scale.js";
 import { boundedMemory } from "../targets.js";
 import type { Workload } from "../workload.js";
 
-/** With twenty, a round of virtnbdbackup took more than two minutes, and the workload never came to its end. */
-const DOMAINS = 8;
+const DOMAINS = 20;
 
 export const libvirtMany: Workload = {
   name: "libvirt-many",
-  title: "Eight small domains, backed up in full",
+  title: "Twenty small domains, backed up in full",
   about:
-    "Eight domains with a qcow2 disk of 64 MiB each, a quarter of it data. `nbdpull` takes them in one run, two at a time (`--jobs 2`), as `--all` does; virtnbdbackup one after the other, each in a run of its own.",
+    "Twenty domains with a qcow2 disk of 64 MiB each, a quarter of it data. `nbdpull` takes them in one run, two at a time (`--jobs 2`), as `--all` does; virtnbdbackup one after the other, each in a run of its own.",
   reference: "virtnbdbackup",
   contenders: [virtnbdbackupEach(), nbdpullBackups()],
   targets: [

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
+import { openKvmToLibvirt } from "../../bench/open-kvm.js";
 import { findTool } from "./tools.js";
 
 const TOOLS = ["virsh", "qemu-img", "qemu-system-x86_64"];
@@ -60,20 +61,6 @@ export async function stopLibvirtd(): Promise<AsyncDisposable> {
       if (!(await startDaemons())) throw new Error("libvirtd does not come back");
     },
   };
-}
-
-/**
- * Without udev (in a container or a bare virtual machine), `/dev/kvm` may belong to root only. libvirt then
- * considers its capabilities of QEMU outdated each time and asks QEMU again, so that defining a domain takes
- * a minute. This gives the device the group and mode of Debian's udev rule.
- */
-async function openKvmToLibvirt(): Promise<void> {
-  const run = (...command: readonly [string, ...string[]]) =>
-    execa(command[0], command.slice(1), { reject: false });
-  if ((await run("test", "-c", "/dev/kvm")).failed) return;
-  if (!(await run("runuser", "-u", "libvirt-qemu", "--", "test", "-w", "/dev/kvm")).failed) return;
-  await run("chgrp", "kvm", "/dev/kvm");
-  await run("chmod", "0660", "/dev/kvm");
 }
 
 async function answers(): Promise<boolean> {
