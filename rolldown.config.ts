@@ -80,7 +80,10 @@ async function filesByKind(): Promise<(module: string) => string | undefined> {
   const chunks = output.filter((each): each is OutputChunk => each.type === "chunk");
   const kindsOf = new Map<string, Set<string>>();
   for (const [kind, isOfKind] of Object.entries(KINDS)) {
-    const entries = chunks.filter(({ facadeModuleId }) => isOfKind.test(facadeModuleId ?? ""));
+    const entries = chunks.filter(
+      ({ facadeModuleId, moduleIds }) =>
+        isOfKind.test(facadeModuleId ?? "") || (kind === "start" && moduleIds.some((id) => ALWAYS.test(id))),
+    );
     if (entries.length === 0) throw new Error(`no file is of the kind ${kind} any longer`);
     const needed = new Set<string>();
     const need = (file: string): void => {
@@ -124,15 +127,10 @@ export default defineConfig(async () => {
       dir: "dist/bundle",
       format: "esm",
       codeSplitting: {
-        groups: [
-          { name: "every-command", test: ALWAYS, priority: 1 },
-          {
-            name: (id) => fileOf(id),
-            debugName: "kinds",
-            // Whatever needs a module needs what the module imports.
-            includeDependenciesRecursively: false,
-          },
-        ],
+        // Whatever needs a module needs what the module imports. Threads need some of what every command does,
+        // but not commander.
+        includeDependenciesRecursively: false,
+        groups: [{ name: (id) => fileOf(id), debugName: "kinds" }],
       },
     },
   };

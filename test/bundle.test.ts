@@ -67,11 +67,17 @@ describe("the command's bundle", () => {
       const own = names.filter((name) => new RegExp(`\\basync function run${what}\\(`).test(read(name)));
       expect(own).toHaveLength(1);
       const files = [...loaded(own[0] ?? "")];
-      expect(files.length, what).toBeLessThan(50);
+      expect(files.length, what).toBeLessThan(60);
       const foreign = files.filter((name) =>
         /\b(?:class S3Client|function execa|function writeImage)\b/.test(read(name)),
       );
       expect(foreign, what).toEqual([]);
+    }
+    for (const thread of names.filter((name) => name.endsWith("-worker.js"))) {
+      expect(
+        [...loaded(thread)].filter((name) => /\bclass Command\b/.test(read(name))),
+        thread,
+      ).toEqual([]);
     }
     const backup = names.find((name) => /\basync function runBackup\(/.test(read(name))) ?? "";
     const text = [...loaded(backup)].map(read).join("\n");
