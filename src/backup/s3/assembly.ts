@@ -81,13 +81,21 @@ export class ObjectAssembly implements AsyncDisposable {
   readonly uploadId: string;
   readonly #multipart: Multipart;
   #failure: { readonly reason: unknown } | undefined;
+  readonly #stop: AbortController;
   #isOver = false;
 
-  private constructor(bucket: Bucket, multipart: Multipart, options: AssemblyOptions, uploadId: string) {
+  /** @param stop ends the requests of parts */
+  private constructor(
+    bucket: Bucket,
+    multipart: Multipart,
+    options: AssemblyOptions,
+    { uploadId, stop }: { readonly uploadId: string; readonly stop: AbortController },
+  ) {
     this.key = multipart.key;
     this.#bucket = bucket;
     this.#options = options;
     this.uploadId = uploadId;
+    this.#stop = stop;
     this.#multipart = multipart;
     const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
     const enough = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
@@ -108,8 +116,9 @@ export class ObjectAssembly implements AsyncDisposable {
 
   /** Begins the upload, and has the store copy the ranges. */
   static async begin(bucket: Bucket, key: string, options: AssemblyOptions): Promise<ObjectAssembly> {
-    const multipart = new Multipart(bucket, key, options);
-    return new ObjectAssembly(bucket, multipart, options, await multipart.begin());
+    const stop = new AbortController();
+    const multipart = new Multipart(bucket, key, { signal: options.signal, stop: stop.signal });
+    return new ObjectAssembly(bucket, multipart, options, { uploadId: await multipart.begin(), stop });
   }
 
   /** Number of the part, from 1, that has the first range. */
@@ -173,10 +182,16 @@ export class ObjectAssembly implements AsyncDisposable {
       () => void this.#pending.delete(settled),
       (reason: unknown) => {
         this.#pending.delete(settled);
-        this.#failure ??= { reason };
+        this.#fail(reason);
       },
     );
     this.#pending.add(settled);
+  }
+
+  /** Ends what is under way, so that the failure is told at once, and has nothing else begun. */
+  #fail(reason: unknown): void {
+    this.#failure ??= { reason };
+    this.#stop.abort(this.#failure.reason);
   }
 
   /** The object will have so many bytes. */
@@ -252,7 +267,7 @@ export class ObjectAssembly implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#isOver) return;
     this.#isOver = true;
-    this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
+    this.#fail(new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`));
     await Promise.all(this.#pending);
     await this.#multipart.abort();
   }

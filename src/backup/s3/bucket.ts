@@ -1,33 +1,29 @@
 /**
  * An S3-compatible object store, spoken to by AWS's SDK. Read this file first: a bucket is what all others
- * work on. Then upload.ts (an object that is written in parts), probe.ts (what a store can do), and
- * address.ts, client.ts, patience.ts and errors.ts below them.
+ * work on. Then object-reads.ts, which reads, listing.ts, upload.ts (an object that is written in parts),
+ * probe.ts (what a store can do), and address.ts, client.ts, patience.ts and errors.ts below them.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
  * it is compared with what was asked for, and bounded.
  */
 
-import type { Readable } from "node:stream";
 import {
   AbortMultipartUploadCommand,
   DeleteObjectCommand,
-  GetObjectCommand,
-  type GetObjectCommandOutput,
   HeadObjectCommand,
-  ListMultipartUploadsCommand,
-  type ListMultipartUploadsOutput,
-  type ListMultipartUploadsRequest,
   ListObjectsV2Command,
-  ListPartsCommand,
-  type ListPartsCommandOutput,
   PutObjectCommand,
   type S3Client,
 } from "@aws-sdk/client-s3";
-import pLimit from "p-limit";
-import { BackupError, DamageError } from "../base/errors.js";
+import { type BackupError, DamageError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
 import type { S3Address } from "./address.js";
-import { COPY_IDLE_MS, clientFor, endpointOf, lastingAddress } from "./client.js";
+import type { Asker, AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
+import { clientFor, copyIdleMs, endpointOf, lastingAddress } from "./client.js";
 import { isAbsent, isUnmet, statusOf, storeError } from "./errors.js";
+import { bareETag } from "./etags.js";
+import { listFolders, listObjects, listParts, listUploads } from "./listing.js";
+import { ObjectReads } from "./object-reads.js";
 import { patiently } from "./patience.js";
 
 /** A store that is away for longer fails the work. */
@@ -35,51 +31,23 @@ const PATIENCE_MS = 60_000;
 /** Until something has answered, the address may be wrong. */
 const FIRST_PATIENCE_MS = 2_500;
 const DELETES_AT_ONCE = 16;
-/** More answers to one question would be a store that never ends. */
-const MOST_PAGES = 100_000;
 
-export interface StoredObject {
-  /** The whole key, with the address's prefix. */
-  readonly key: string;
-  /** Bytes. */
-  readonly size: number;
-  /** Changes whenever the object is replaced. Without quotation marks. */
-  readonly etag: string;
-  /** By the store's clock. */
-  readonly modifiedAt: Date;
-}
+export type { AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
 
-/** An upload that was begun and neither completed nor aborted. */
-export interface PendingUpload {
-  readonly key: string;
-  readonly uploadId: string;
-  /** By the store's clock. */
-  readonly begunAt: Date;
-}
-
-/** A part that was uploaded. */
-export interface UploadedPart {
-  /** Bytes. */
-  readonly size: number;
-  /** Without quotation marks: where nothing is encrypted by a key of the customer, the MD5 of its bytes. */
-  readonly etag: string;
-}
-
-export interface AskOptions {
-  readonly signal?: AbortSignal | undefined;
-}
-
-export class Bucket implements Disposable {
+export class Bucket implements Asker, Disposable {
   readonly address: S3Address;
   readonly client: S3Client;
   readonly #signal: AbortSignal | undefined;
+  readonly #reads: ObjectReads;
   #patienceMs = FIRST_PATIENCE_MS;
-  #copier: Promise<S3Client> | undefined;
+  /** By the time after which a silent connection is given up. */
+  readonly #copiers = new Map<number, Promise<S3Client>>();
 
   private constructor(address: S3Address, client: S3Client, signal: AbortSignal | undefined) {
     this.address = address;
     this.client = client;
     this.#signal = signal;
+    this.#reads = new ObjectReads(this);
   }
 
   /**
@@ -109,10 +77,12 @@ export class Bucket implements Disposable {
     return steady;
   }
 
-  /** The client for what a store may think about for minutes. */
-  copier(): Promise<S3Client> {
-    this.#copier ??= clientFor(this.address, COPY_IDLE_MS);
-    return this.#copier;
+  /** The client for a copy, which a store may think about for minutes. @param bytes that are copied */
+  copier(bytes: number): Promise<S3Client> {
+    const idleMs = copyIdleMs(bytes);
+    const copier = this.#copiers.get(idleMs) ?? clientFor(this.address, idleMs);
+    this.#copiers.set(idleMs, copier);
+    return copier;
   }
 
   /** For messages. */
@@ -171,56 +141,13 @@ export class Bucket implements Disposable {
    * The objects whose keys begin with `prefix`, sorted by key.
    * @param prefix with the address's prefix
    */
-  async *list(prefix: string, options: AskOptions = {}): AsyncGenerator<StoredObject> {
-    for await (const page of this.#pages(prefix, undefined, options)) {
-      for (const { Key, Size, ETag, LastModified } of page.Contents ?? []) {
-        if (Key === undefined || !Key.startsWith(prefix) || Size === undefined || !LastModified) {
-          throw this.#nonsense("an object that was not asked for", prefix);
-        }
-        if (!bare(ETag)) {
-          // Nobody could tell it from one that takes its place.
-          throw this.#nonsense("an object without an ETag", Key);
-        }
-        yield { key: Key, size: Size, etag: bare(ETag), modifiedAt: LastModified };
-      }
-    }
+  list(prefix: string, options: AskOptions = {}): AsyncGenerator<StoredObject> {
+    return listObjects(this, prefix, options);
   }
 
   /** The names between `prefix` and the next slash, sorted: what would be folders. */
   async folders(prefix: string, options: AskOptions = {}): Promise<string[]> {
-    const names: string[] = [];
-    for await (const page of this.#pages(prefix, "/", options)) {
-      for (const { Prefix } of page.CommonPrefixes ?? []) {
-        if (!Prefix?.startsWith(prefix) || !Prefix.endsWith("/")) {
-          throw this.#nonsense("a folder that was not asked for", prefix);
-        }
-        names.push(Prefix.slice(prefix.length, -1));
-      }
-    }
-    return names.sort();
-  }
-
-  async *#pages(prefix: string, Delimiter: string | undefined, options: AskOptions) {
-    let token: string | undefined;
-    for (let pages = 0; pages < MOST_PAGES; pages += 1) {
-      const ContinuationToken = token;
-      const page = await this.ask("listing", prefix, options, (abortSignal) =>
-        this.client.send(
-          new ListObjectsV2Command({
-            Bucket: this.address.bucket,
-            Prefix: prefix,
-            Delimiter,
-            ContinuationToken,
-          }),
-          { abortSignal },
-        ),
-      );
-      yield page;
-      if (!page.IsTruncated) return;
-      token = page.NextContinuationToken;
-      if (token === undefined || token === ContinuationToken) break;
-    }
-    throw this.#nonsense("a list without an end", prefix);
+    return await listFolders(this, prefix, options);
   }
 
   /** What is known of an object; undefined: there is none. */
@@ -234,8 +161,8 @@ export class Bucket implements Disposable {
       this.client.send(new HeadObjectCommand({ Bucket: this.address.bucket, Key: key }), { abortSignal }),
     );
     const { ContentLength, ETag, LastModified } = found;
-    if (ContentLength === undefined || !LastModified) throw this.#nonsense("no length", key);
-    return { key, size: ContentLength, etag: bare(ETag), modifiedAt: LastModified };
+    if (ContentLength === undefined || !LastModified) throw this.nonsense("no length", key);
+    return { key, size: ContentLength, etag: bareETag(ETag), modifiedAt: LastModified };
   }
 
   /**
@@ -258,115 +185,29 @@ export class Bucket implements Disposable {
   }
 
   /**
-   * The content of a small object; undefined: there is none.
-   * @param most bytes that it may have
-   * @param options.etag the object that is meant, as for `readRange`; default: the one that is there now
-   * @throws {DamageError} `E_S3_TOO_LARGE`: it is longer; `E_S3_CHANGED`: it was replaced
+   * The content of a small object, as `ObjectReads` gets it; undefined: there is none.
+   * @throws {DamageError} `E_S3_TOO_LARGE`: it is longer than `most` bytes; `E_S3_CHANGED`
    */
   async get(
     key: string,
     most: number,
-    { etag, ...options }: AskOptions & { readonly etag?: string | undefined } = {},
+    options: AskOptions & { readonly etag?: string | undefined } = {},
   ): Promise<{ readonly bytes: Buffer; readonly etag: string } | undefined> {
-    return await this.#unlessAbsent(() =>
-      this.ask("reading", key, options, async (abortSignal) => {
-        const { Body, ContentLength, ETag } = await this.#getObject({ Key: key, IfMatch: etag }, abortSignal);
-        const body = Body as Readable;
-        if (ContentLength === undefined || ContentLength > most) {
-          body.destroy();
-          const message = `s3://${this.address.bucket}/${key} has ${ContentLength} bytes, and at most ${most} make sense`;
-          throw new DamageError("E_S3_TOO_LARGE", message, { details: { key } });
-        }
-        const bytes = Buffer.alloc(ContentLength);
-        await this.#fill(bytes, body, key);
-        return { bytes, etag: bare(ETag) };
-      }),
-    );
+    return await this.#unlessAbsent(() => this.#reads.get(key, most, options));
   }
 
   /**
-   * Fills `target` with the object's bytes from `position`.
+   * Fills `target` with the object's bytes from `position`, as `ObjectReads` does.
    * @param options.etag the object that is meant: another one that has taken its place is damage
-   * @throws {DamageError} `E_S3_CHANGED`: it was replaced; `E_S3_MISSING`
-   * @throws {BackupError} `E_S3_RANGE`: the store sent other bytes than it was asked for
+   * @throws {DamageError} `E_S3_CHANGED`; `E_S3_MISSING`; `E_S3_RANGE`: other bytes were sent
    */
   async readRange(
     key: string,
     target: Uint8Array,
     position: number,
-    { etag, ...options }: AskOptions & { readonly etag: string },
+    options: AskOptions & { readonly etag: string },
   ): Promise<void> {
-    if (target.length === 0) return;
-    const last = position + target.length - 1;
-    const request = { Key: key, Range: `bytes=${position}-${last}`, IfMatch: etag };
-    await this.ask("reading", key, options, async (abortSignal) => {
-      try {
-        const answer = await this.#getObject(request, abortSignal);
-        const body = answer.Body as Readable;
-        const range = /^bytes (\d+)-(\d+)\//.exec(answer.ContentRange ?? "");
-        if (Number(range?.[1]) !== position || Number(range?.[2]) !== last) {
-          body.destroy();
-          const message = `s3://${this.address.bucket}/${key}: bytes ${position} to ${last} were asked for, and the store sent ${answer.ContentRange ?? "everything"}: it is no store for a repository, or the object is shorter than its manifest says`;
-          throw new DamageError("E_S3_RANGE", message, { details: { key } });
-        }
-        await this.#fill(target, body, key);
-      } catch (error) {
-        if (statusOf(error) === 416) {
-          const message = `s3://${this.address.bucket}/${key} ends before byte ${last}`;
-          throw new DamageError("E_S3_RANGE", message, { cause: error, details: { key } });
-        }
-        throw error;
-      }
-    });
-  }
-
-  /**
-   * Asks for an object, or for bytes of it. Not every store knows `If-Match`, so the answer is compared too.
-   * @throws {DamageError} `E_S3_CHANGED`
-   */
-  async #getObject(
-    {
-      Key,
-      IfMatch,
-      Range,
-    }: { readonly Key: string; readonly IfMatch?: string | undefined; readonly Range?: string },
-    abortSignal: AbortSignal,
-  ): Promise<GetObjectCommandOutput> {
-    const changed = (cause?: unknown): DamageError => {
-      const message = `s3://${this.address.bucket}/${Key} was replaced while it was read: read it again`;
-      return new DamageError("E_S3_CHANGED", message, { cause, details: { key: Key } });
-    };
-    const request = { Bucket: this.address.bucket, Key, IfMatch, Range };
-    let answer: GetObjectCommandOutput;
-    try {
-      answer = await this.client.send(new GetObjectCommand(request), { abortSignal });
-    } catch (error) {
-      throw isUnmet(error) ? changed(error) : error;
-    }
-    if (IfMatch === undefined || bare(answer.ETag) === IfMatch) return answer;
-    (answer.Body as Readable).destroy();
-    throw changed();
-  }
-
-  /** @throws {BackupError} `E_S3_TRUNCATED`, which is asked again */
-  async #fill(target: Uint8Array, body: Readable, key: string): Promise<void> {
-    let filled = 0;
-    const truncated = (cause?: unknown): BackupError => {
-      const message = `reading s3://${this.address.bucket}/${key}: the store sent ${filled} of ${target.length} bytes and hung up: look at the store and the network`;
-      return new BackupError("E_S3_TRUNCATED", message, { cause, details: { key } });
-    };
-    try {
-      for await (const piece of body as AsyncIterable<Buffer>) {
-        const room = piece.subarray(0, target.length - filled);
-        target.set(room, filled);
-        filled += room.length;
-        if (room.length < piece.length) throw this.#nonsense("more bytes than were asked for", key);
-      }
-    } catch (error) {
-      if (error instanceof BackupError) throw error;
-      throw truncated(error);
-    }
-    if (filled < target.length) throw truncated();
+    await this.#reads.readRange(key, target, position, options);
   }
 
   /**
@@ -403,7 +244,7 @@ export class Bucket implements Disposable {
     try {
       return await this.ask("writing", key, options, async (abortSignal) => {
         const request = { Bucket: this.address.bucket, Key: key, Body: bytes, ...condition };
-        return bare((await this.client.send(new PutObjectCommand(request), { abortSignal })).ETag);
+        return bareETag((await this.client.send(new PutObjectCommand(request), { abortSignal })).ETag);
       });
     } catch (error) {
       const { cause } = error as Error;
@@ -419,77 +260,26 @@ export class Bucket implements Disposable {
 
   /** Removes objects. They may be missing. */
   async remove(keys: readonly string[], options: AskOptions = {}): Promise<void> {
-    const limit = pLimit(DELETES_AT_ONCE);
-    await Promise.all(
-      keys.map((key) =>
-        limit(() =>
-          this.ask("removing", key, options, (abortSignal) =>
-            this.client.send(new DeleteObjectCommand({ Bucket: this.address.bucket, Key: key }), {
-              abortSignal,
-            }),
-          ),
-        ),
-      ),
-    );
+    const removeOne = async (Key: string, signal: AbortSignal): Promise<void> => {
+      const command = new DeleteObjectCommand({ Bucket: this.address.bucket, Key });
+      await this.ask("removing", Key, { signal }, (abortSignal) =>
+        this.client.send(command, { abortSignal }),
+      );
+    };
+    await allOrNone(keys, DELETES_AT_ONCE, options.signal, removeOne);
   }
 
   /** Uploads below a prefix that were begun and neither completed nor aborted. */
-  async *pendingUploads(prefix: string, options: AskOptions = {}): AsyncGenerator<PendingUpload> {
-    let KeyMarker: string | undefined;
-    let UploadIdMarker: string | undefined;
-    for (let pages = 0; pages < MOST_PAGES; pages += 1) {
-      const request: ListMultipartUploadsRequest = {
-        Bucket: this.address.bucket,
-        Prefix: prefix,
-        KeyMarker,
-        UploadIdMarker,
-      };
-      const page: ListMultipartUploadsOutput = await this.ask(
-        "listing uploads of",
-        prefix,
-        options,
-        (abortSignal) => this.client.send(new ListMultipartUploadsCommand(request), { abortSignal }),
-      );
-      for (const { Key, UploadId, Initiated } of page.Uploads ?? []) {
-        if (!Key?.startsWith(prefix) || UploadId === undefined || !Initiated) {
-          throw this.#nonsense("an upload that was not asked for", prefix);
-        }
-        yield { key: Key, uploadId: UploadId, begunAt: Initiated };
-      }
-      if (!page.IsTruncated) return;
-      KeyMarker = page.NextKeyMarker;
-      UploadIdMarker = page.NextUploadIdMarker;
-    }
-    throw this.#nonsense("a list of uploads without an end", prefix);
+  pendingUploads(prefix: string, options: AskOptions = {}): AsyncGenerator<PendingUpload> {
+    return listUploads(this, prefix, options);
   }
 
   /** The parts of an upload that the store has, by their numbers, from 1. None: the upload may be gone. */
   async uploadedParts(
-    { key, uploadId }: Pick<PendingUpload, "key" | "uploadId">,
+    upload: Pick<PendingUpload, "key" | "uploadId">,
     options: AskOptions = {},
   ): Promise<ReadonlyMap<number, UploadedPart>> {
-    const parts = new Map<number, UploadedPart>();
-    let PartNumberMarker: string | undefined;
-    for (let pages = 0; pages < MOST_PAGES; pages += 1) {
-      const request = { Bucket: this.address.bucket, Key: key, UploadId: uploadId, PartNumberMarker };
-      let page: ListPartsCommandOutput;
-      try {
-        page = await this.ask("listing parts of", key, options, (abortSignal) =>
-          this.client.send(new ListPartsCommand(request), { abortSignal }),
-        );
-      } catch (error) {
-        if (statusOf((error as Error).cause) === 404) return new Map();
-        throw error;
-      }
-      for (const { PartNumber, Size, ETag } of page.Parts ?? []) {
-        if (PartNumber !== undefined && Size !== undefined) {
-          parts.set(PartNumber, { size: Size, etag: bare(ETag) });
-        }
-      }
-      if (!page.IsTruncated || page.NextPartNumberMarker === PartNumberMarker) return parts;
-      PartNumberMarker = page.NextPartNumberMarker;
-    }
-    throw this.#nonsense("a list of parts without an end", key);
+    return await listParts(this, upload, options);
   }
 
   /** Aborts an upload, so that the store drops its parts. It may be gone. */
@@ -518,25 +308,23 @@ export class Bucket implements Disposable {
     }
   }
 
-  #nonsense(what: string, key: string): DamageError {
+  /** A store's answer that makes no sense. @param what it answered with */
+  nonsense(what: string, key: string): DamageError {
     const message = `${this.store} answered with ${what} (s3://${this.address.bucket}/${key}): it is no store for a repository`;
     return new DamageError("E_S3_NONSENSE", message, { details: { key } });
   }
 
   close(): void {
     this.client.destroy();
-    this.#copier?.then(
-      (copier) => copier.destroy(),
-      () => undefined,
-    );
+    for (const copier of this.#copiers.values()) {
+      copier.then(
+        (client) => client.destroy(),
+        () => undefined,
+      );
+    }
   }
 
   [Symbol.dispose](): void {
     this.close();
   }
-}
-
-/** An ETag without quotation marks: some stores compare it with them, some without. */
-function bare(etag: string | undefined): string {
-  return (etag ?? "").replaceAll('"', "");
 }

@@ -9,10 +9,21 @@ const MOST_CONNECTIONS = 48;
 const CONNECT_MS = 10_000;
 /** A connection on which nothing moves for so long is given up. */
 const IDLE_MS = 30_000;
-/** The same while a store copies: some say nothing before they have done it, and a part has up to 5 GiB. */
-export const COPY_IDLE_MS = 300_000;
+/** The same while a store copies: some say nothing before they have done it. */
+const COPY_IDLE_MS = 300_000;
+/** Bytes a second that a store copies at least: a part has up to 5 GiB. */
+const LEAST_COPIED = 2 * 1024 * 1024;
 /** Where a store is not AWS, the region is part of the signature only. */
 const ANY_REGION = "us-east-1";
+
+/**
+ * After how long a connection is given up on which a store says nothing while it copies `bytes`: five
+ * minutes, or that doubled until a slow store can have done it.
+ */
+export function copyIdleMs(bytes: number): number {
+  const neededMs = (bytes / LEAST_COPIED) * 1000;
+  return COPY_IDLE_MS * 2 ** Math.max(0, Math.ceil(Math.log2(neededMs / COPY_IDLE_MS)));
+}
 
 /**
  * A client for the store of an address. Credentials come from where AWS's own tools look for them: variables,

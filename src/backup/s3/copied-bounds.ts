@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
-import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
 import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
 
 const MIB = 1024 * 1024;
@@ -88,14 +88,14 @@ export class CopiedBounds {
     const end = this.#position;
     if (this.#isHashed) this.#close(end);
     const last = { start: end - this.#last.length, end, digest: digestOf(this.#last) };
-    const compare = async ({ start, end, digest }: Window): Promise<void> => {
+    const compare = async ({ start, end, digest }: Window, signal: AbortSignal): Promise<void> => {
       const bytes = Buffer.allocUnsafe(end - start);
-      await bucket.readRange(key, bytes, start, { ...options, etag });
+      await bucket.readRange(key, bytes, start, { signal, etag });
       if (digestOf(bytes) === digest) return;
       const message = `${bucket.store} was asked to copy parts into s3://${bucket.address.bucket}/${key}, and has put something else there, between bytes ${start} and ${end}: it does not copy what it is asked to. Keep this disk in another store, or in a folder`;
       throw new BackupError("E_S3_FAILED", message, { details: { key } });
     };
-    await pLimit(COMPARED_AT_ONCE).map([...this.#windows, last], compare);
+    await allOrNone([...this.#windows, last], COMPARED_AT_ONCE, options.signal, compare);
   }
 }
 

@@ -10,6 +10,11 @@ export function etagOf(bytes: Uint8Array): string | undefined {
   return newHash()?.update(bytes).digest("hex");
 }
 
+/** An ETag without quotation marks: some stores compare it with them, some without. */
+export function bareETag(etag: string | undefined): string {
+  return (etag ?? "").replaceAll('"', "");
+}
+
 function newHash(): Hash | undefined {
   try {
     return createHash("md5");

@@ -5,6 +5,7 @@ import {
   UploadPartCommand,
   UploadPartCopyCommand,
 } from "@aws-sdk/client-s3";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket } from "./bucket.js";
 import { isAbsent, reasonOf } from "./errors.js";
@@ -25,13 +26,24 @@ export class Multipart {
   readonly key: string;
   readonly #bucket: Bucket;
   readonly #options: AskOptions;
+  /** Those of parts. */
+  readonly #ofParts: AskOptions;
   #id: Promise<string> | undefined;
 
-  /** @param left the id of an upload that was begun; default: a new one, with the first part */
-  constructor(bucket: Bucket, key: string, options: AskOptions, left?: string) {
+  /**
+   * @param options.stop ends the requests of parts, and lets no other one begin: one of them has failed
+   * @param left the id of an upload that was begun; default: a new one, with the first part
+   */
+  constructor(
+    bucket: Bucket,
+    key: string,
+    { stop, ...options }: AskOptions & { readonly stop?: AbortSignal },
+    left?: string,
+  ) {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
+    this.#ofParts = stop ? { signal: anySignal(options.signal, stop) } : options;
     if (left !== undefined) this.#id = Promise.resolve(left);
   }
 
@@ -53,7 +65,7 @@ export class Multipart {
   /** @param PartNumber from 1 */
   async put(PartNumber: number, Body: Uint8Array): Promise<CompletedPart> {
     const request = { ...(await this.#part(PartNumber)), Body };
-    const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
+    const { ETag } = await this.#bucket.ask("writing", this.key, this.#ofParts, (abortSignal) =>
       this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
     );
     return { PartNumber, ETag: this.#told(ETag) };
@@ -69,8 +81,8 @@ export class Multipart {
       CopySourceRange: isWhole ? undefined : `bytes=${start}-${start + length - 1}`,
       CopySourceIfMatch: etag,
     };
-    const copier = await this.#bucket.copier();
-    const { CopyPartResult } = await this.#bucket.ask("copying", key, this.#options, (abortSignal) =>
+    const copier = await this.#bucket.copier(length);
+    const { CopyPartResult } = await this.#bucket.ask("copying", key, this.#ofParts, (abortSignal) =>
       copier.send(new UploadPartCopyCommand(request), { abortSignal }),
     );
     return { PartNumber, ETag: this.#told(CopyPartResult?.ETag) };

@@ -14,6 +14,20 @@ const PARTS_OF_A_SIZE = 300;
 /** The same of a disk of many TiB. The largest parts may not suffice for it; most are thin. */
 const FEWEST_OF_A_SIZE = 200;
 
+/** Bytes of all buffers of an upload. */
+export const BUFFER_BYTES = 80 * MIB;
+/** The first part, one that is being filled, the one before it, and one that is on its way. */
+const NEEDED_AT_ONCE = 4;
+
+/** Bytes of a part that leaves room for the others that are in memory. */
+export function cheapBytesOf({
+  bufferBytes = BUFFER_BYTES,
+}: {
+  readonly bufferBytes?: number | undefined;
+}): number {
+  return Math.floor(bufferBytes / NEEDED_AT_ONCE / MIB) * MIB;
+}
+
 interface Step {
   /** Number of its first part, from 0. */
   readonly first: number;

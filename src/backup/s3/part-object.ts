@@ -11,14 +11,23 @@ export class PartObject {
   readonly #bucket: Bucket;
   readonly #multipart: Multipart;
   readonly #options: AskOptions;
+  readonly #stop: AbortSignal;
   readonly #pieces: Promise<CompletedPart>[] = [];
   #size = 0;
 
-  /** @param key that no other object has */
-  constructor(bucket: Bucket, key: string, options: AskOptions) {
+  /**
+   * @param key that no other object has
+   * @param options.stop as for {@link Multipart}
+   */
+  constructor(
+    bucket: Bucket,
+    key: string,
+    { stop, ...options }: AskOptions & { readonly stop: AbortSignal },
+  ) {
     this.#bucket = bucket;
-    this.#multipart = new Multipart(bucket, key, options);
+    this.#multipart = new Multipart(bucket, key, { ...options, stop });
     this.#options = options;
+    this.#stop = stop;
   }
 
   /**
@@ -42,7 +51,10 @@ export class PartObject {
    */
   async moveInto(whole: Multipart, number: number): Promise<CompletedPart> {
     const { key } = this.#multipart;
-    await this.#multipart.complete(await Promise.all(this.#pieces));
+    const pieces = await Promise.all(this.#pieces);
+    // A request that makes an object is not ended: it could come after what was left had been removed.
+    this.#stop.throwIfAborted();
+    await this.#multipart.complete(pieces);
     const found = await this.#bucket.find(key, this.#options);
     if (found?.size !== this.#size) {
       const message = `s3://${this.#bucket.address.bucket}/${key} was uploaded with ${this.#size} bytes, and ${this.#bucket.store} has ${found?.size ?? "none"} of them: look at the store`;

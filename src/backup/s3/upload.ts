@@ -8,14 +8,10 @@ import { CopiedBounds } from "./copied-bounds.js";
 import { etagOf } from "./etags.js";
 import { FilledBuffer } from "./filled-buffer.js";
 import { Multipart } from "./multipart.js";
-import { MOST_PARTS, PartLayout, type PieceLayout } from "./part-layout.js";
+import { BUFFER_BYTES, cheapBytesOf, MOST_PARTS, PartLayout, type PieceLayout } from "./part-layout.js";
 import { PartObject } from "./part-object.js";
 
 const MIB = 1024 * 1024;
-/** Bytes of all buffers of an upload. */
-const BUFFER_BYTES = 80 * MIB;
-/** The first part, one that is being filled, the one before it, and one that is on its way. */
-const NEEDED_AT_ONCE = 4;
 const MOST_AT_ONCE = 6;
 /** Of parts that are objects of their own, how many lie in the store while the next one is uploaded. */
 const COPIED_BEHIND = 2;
@@ -108,6 +104,8 @@ export class ObjectUpload implements AsyncDisposable {
   #taken = 0;
   #underWay = 0;
   #failure: { readonly reason: unknown } | undefined;
+  /** Aborted with the first failure. */
+  readonly #stop = new AbortController();
   #wake: (() => void)[] = [];
   #isDone = false;
   /** Whether the object is there. */
@@ -124,7 +122,8 @@ export class ObjectUpload implements AsyncDisposable {
       const { plainParts, partBytes } = composed.layout;
       this.#copied = new CopiedBounds(this.#layout.startOf(plainParts), partBytes);
     }
-    this.#multipart = new Multipart(bucket, key, options, options.left?.uploadId);
+    const { signal, left } = options;
+    this.#multipart = new Multipart(bucket, key, { signal, stop: this.#stop.signal }, left?.uploadId);
     this.#bufferBytes = bufferBytes;
     this.#keepsFirst = !inOrder;
     this.#slack = inOrder ? 0 : SLACK;
@@ -323,15 +322,19 @@ export class ObjectUpload implements AsyncDisposable {
     const settled: Promise<void> = work
       .then(
         () => undefined,
-        (reason: unknown) => {
-          this.#failure ??= { reason };
-        },
+        (reason: unknown) => this.#fail(reason),
       )
       .finally(() => {
         this.#pending.delete(settled);
         done();
       });
     this.#pending.add(settled);
+  }
+
+  /** Ends what is under way, so that the failure is told at once, and has nothing else begun. */
+  #fail(reason: unknown): void {
+    this.#failure ??= { reason };
+    this.#stop.abort(this.#failure.reason);
   }
 
   #sendPart(number: number, bytes: Buffer): Promise<CompletedPart> {
@@ -343,7 +346,9 @@ export class ObjectUpload implements AsyncDisposable {
   /** Adds a piece to the object that a part is at first. */
   #addTo(number: number, bytes: Buffer): Promise<CompletedPart> {
     const { keyOf } = this.#options.composed as ComposedOptions;
-    const object = this.#objects.get(number) ?? new PartObject(this.#bucket, keyOf(number), this.#options);
+    const { signal } = this.#options;
+    const options = { signal, stop: this.#stop.signal };
+    const object = this.#objects.get(number) ?? new PartObject(this.#bucket, keyOf(number), options);
     this.#objects.set(number, object);
     return object.add(bytes, (send) =>
       this.#limit(async () => {
@@ -381,14 +386,9 @@ export class ObjectUpload implements AsyncDisposable {
    */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isDone = true;
-    this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
+    this.#fail(new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`));
     await Promise.all(this.#pending);
     for (const object of this.#objects.values()) await object.abort();
     if (!this.#isMade) await this.#multipart.abort();
   }
-}
-
-/** Bytes of a part that leaves room for the others that are in memory. */
-export function cheapBytesOf({ bufferBytes = BUFFER_BYTES }: Pick<UploadOptions, "bufferBytes">): number {
-  return Math.floor(bufferBytes / NEEDED_AT_ONCE / MIB) * MIB;
 }

@@ -2,7 +2,8 @@ import { randomBytes } from "node:crypto";
 import type { Bucket } from "../s3/bucket.js";
 import { ComposedLayout } from "../s3/composed-layout.js";
 import { copiesParts } from "../s3/copies-parts.js";
-import { type ComposedOptions, cheapBytesOf, type UploadOptions } from "../s3/upload.js";
+import { cheapBytesOf } from "../s3/part-layout.js";
+import type { ComposedOptions, UploadOptions } from "../s3/upload.js";
 import { asideName } from "./aside-name.js";
 
 /**

@@ -1,5 +1,5 @@
-import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
+import { allOrNone, together } from "../base/in-parallel.js";
 import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
 import type { AskOptions, Bucket, StoredObject } from "../s3/bucket.js";
 
@@ -48,19 +48,18 @@ export async function assertAlike(
   copy: Pick<StoredObject, "key" | "etag">,
   { ranges, ...options }: AskOptions & { readonly ranges: readonly ByteRange[] },
 ): Promise<void> {
-  const read = async ({ key, etag }: Pick<StoredObject, "key" | "etag">, start: number, end: number) => {
-    const bytes = Buffer.allocUnsafe(end - start);
-    await bucket.readRange(key, bytes, start, { ...options, etag });
-    return bytes;
-  };
-  const compare = async ([start, end]: readonly [number, number]): Promise<void> => {
-    const [one, other] = await Promise.all([read(original, start, end), read(copy, start, end)]);
+  const compare = async ([start, end]: readonly [number, number], signal: AbortSignal): Promise<void> => {
+    const read = async ({ key, etag }: Pick<StoredObject, "key" | "etag">): Promise<Buffer> => {
+      const bytes = Buffer.allocUnsafe(end - start);
+      await bucket.readRange(key, bytes, start, { signal, etag });
+      return bytes;
+    };
+    const [one, other] = await together(read(original), read(copy));
     if (one.equals(other)) return;
     const message = `${bucket.store} was asked to copy s3://${bucket.address.bucket}/${original.key} to ${copy.key}, and has put something else there, between bytes ${start} and ${end}: it does not copy what it is asked to`;
     throw new BackupError("E_S3_FAILED", message, { details: { key: copy.key } });
   };
-  const limit = pLimit(COMPARED_AT_ONCE);
-  await limit.map(ranges.flatMap(comparedIn), compare);
+  await allOrNone(ranges.flatMap(comparedIn), COMPARED_AT_ONCE, options.signal, compare);
 }
 
 /** From where to where bytes of a range are compared. */

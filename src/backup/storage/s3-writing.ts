@@ -1,5 +1,5 @@
 import { anySignal } from "../../nbd/index.js";
-import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode } from "../base/errors.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
 import { type Lease, takeLease } from "../s3/lease.js";
@@ -11,6 +11,7 @@ import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";
 import { isBegun, notedPoint, noteKey, noteOf, uploadsIn } from "./point-note.js";
+import { assertNothingThere, removeFiles, whatIsThere } from "./point-objects.js";
 import { replaceObject } from "./replace-object.js";
 import { S3Merge } from "./s3-merge.js";
 import { UploadedFile } from "./s3-new-file.js";
@@ -32,8 +33,6 @@ const LEASE = ".lease";
 const LEASE_WAIT_MS = 13_000;
 /** From the look for who reads a point to its removal: such a reader waits for longer (s3-records.ts). */
 const REMOVAL_MS = 30_000;
-/** Others may have put any number of objects there. */
-const KEYS_AT_ONCE = 1_000;
 /** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
 const MOST_CLEARINGS = 3;
 /** How long a process that has lost its lease tries to have the next one look. */
@@ -345,61 +344,4 @@ async function soonEnough(
   } finally {
     clearTimeout(timer);
   }
-}
-
-/**
- * What a manifest alone makes is no point: a run put it whose files had been cleared away before. Records
- * beside it, whose names begin with a dot, are no files of a point.
- */
-async function whatIsThere(
-  { bucket, prefix, manifest }: Place,
-  id: string,
-  options: AskOptions,
-): Promise<"point" | "manifest alone" | "no manifest"> {
-  const point = `${prefix}${id}/`;
-  if (!(await bucket.find(`${point}${manifest}`, options))) return "no manifest";
-  for await (const { key } of bucket.list(point, options)) {
-    const name = key.slice(point.length);
-    if (name !== manifest && !name.startsWith(".") && !key.endsWith("/")) return "point";
-  }
-  return "manifest alone";
-}
-
-/**
- * Another program may be copying a point there. It would be mixed with ours, and removed with it.
- * @throws {PreconditionError} `E_FOREIGN_OBJECTS`
- */
-async function assertNothingThere(
-  { bucket, prefix, path }: Place,
-  id: string,
-  options: AskOptions,
-): Promise<void> {
-  const found = async (what: string, those: AsyncIterable<{ readonly key: string }>): Promise<void> => {
-    for await (const { key } of those) {
-      if (key === `${prefix}${id}/`) continue;
-      const message = `${path}/${id} has ${what} that no run of nbdpull has begun (${key.slice(prefix.length)}), so no point is made there: wait if another program is copying there; otherwise look at what it is, and remove it`;
-      throw new PreconditionError("E_FOREIGN_OBJECTS", message, { details: { key } });
-    }
-  };
-  await found("an object", bucket.list(`${prefix}${id}/`, options));
-  await found("an upload", bucket.pendingUploads(`${prefix}${id}/`, options));
-}
-
-/** Removes the files of a point that is none, and what was uploaded for them. */
-async function removeFiles(
-  { bucket, prefix }: Pick<Place, "bucket" | "prefix">,
-  id: string,
-  options: AskOptions,
-): Promise<void> {
-  for await (const upload of bucket.pendingUploads(`${prefix}${id}/`, options)) {
-    await bucket.abortUpload(upload, options);
-  }
-  let keys: string[] = [];
-  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) {
-    keys.push(key);
-    if (keys.length < KEYS_AT_ONCE) continue;
-    await bucket.remove(keys, options);
-    keys = [];
-  }
-  await bucket.remove(keys, options);
 }

@@ -74,6 +74,65 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     expect(await bucket.replaceIfUnchanged("race/none", Buffer.from("x"), { etag })).toBeUndefined();
   });
 
+  it("has the SDK make one request of an object, and repeats that for other bytes of it", async () => {
+    using bucket = await opened("repeated/");
+    const key = "repeated/an é object+";
+    const bytes = randomBytes(MIB);
+    const etag = await bucket.put(key, bytes);
+    const send = vi.spyOn(bucket.client, "send");
+    const asks = async (at: number, length = 65_536, of = etag): Promise<number> => {
+      const target = Buffer.alloc(length);
+      const before = send.mock.calls.length;
+      await bucket.readRange(key, target, at, { etag: of });
+      expect(target.equals(bytes.subarray(at, at + length))).toBe(true);
+      return send.mock.calls.length - before;
+    };
+    expect(await asks(0)).toBe(1);
+    for (const at of [65_536, 7, 500_000]) expect(await asks(at)).toBe(0);
+    expect(await Promise.all([1, 2, 3].map((at) => asks(at)))).toEqual([0, 0, 0]);
+    // Whatever else comes than bytes is left to the SDK; and so is the next request after a failure.
+    for (const fault of [
+      { answer: 503, code: "SlowDown" },
+      { answer: 403, code: "RequestTimeTooSkewed" },
+      "hang up",
+      "cut answer",
+    ] as const) {
+      expect(await asks(9)).toBe(0);
+      line.breakFirst(1, /^GET/, fault);
+      const asked = await asks(9);
+      expect(asked).toBeLessThanOrEqual(1);
+      if (fault !== "cut answer") expect(asked).toBe(1);
+    }
+    const target = Buffer.alloc(10);
+    const read = (at: number): Promise<void> => bucket.readRange(key, target, at, { etag });
+    line.breakFirst(1, /^GET/, "ignore range");
+    await expect(read(9)).rejects.toMatchObject({ code: "E_S3_RANGE" });
+    expect(await asks(9)).toBe(0);
+    await expect(read(MIB - 5)).rejects.toMatchObject({ code: "E_S3_RANGE" });
+    expect(await asks(9)).toBe(0);
+    await bucket.put(key, randomBytes(MIB));
+    await expect(read(0)).rejects.toMatchObject({ code: "E_S3_CHANGED" });
+    const again = await bucket.put(key, bytes);
+    expect([await asks(1, 10, again), await asks(2, 10, again)]).toEqual([1, 0]);
+    line.fault = () => "ignore conditions";
+    await bucket.put(key, randomBytes(MIB));
+    await expect(bucket.readRange(key, target, 0, { etag: again })).rejects.toMatchObject({
+      code: "E_S3_CHANGED",
+    });
+    line.fault = () => undefined;
+    await bucket.remove([key]);
+    await expect(read(0)).rejects.toMatchObject({ code: "E_S3_MISSING" });
+    const stop = new AbortController();
+    await bucket.put(key, bytes);
+    await bucket.readRange(key, target, 0, { etag });
+    line.fault = () => "never answer";
+    const stopped = expect(bucket.readRange(key, target, 0, { etag, signal: stop.signal })).rejects.toThrow(
+      "enough",
+    );
+    stop.abort(new Error("enough"));
+    await stopped;
+  });
+
   it("knows its own write although the answer was lost", async () => {
     using bucket = await opened("lost/");
     line.breakFirst(1, /^PUT .*lost\/one/, "lose answer");

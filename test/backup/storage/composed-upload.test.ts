@@ -4,6 +4,7 @@ import { CreateBucketCommand, PutBucketVersioningCommand } from "@aws-sdk/client
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
+import { ObjectAssembly } from "../../../src/backup/s3/assembly.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { ComposedLayout } from "../../../src/backup/s3/composed-layout.js";
 import { copiesParts } from "../../../src/backup/s3/copies-parts.js";
@@ -145,6 +146,70 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store 
     expect([4, 5].map(sends)).toEqual([true, false]);
     stop.abort(new Error("enough"));
     await finished;
+  });
+
+  it("tells a failure at once, and has the store copy nothing more then", async () => {
+    let isRefused = false;
+    line.fault = ({ method, url }) => {
+      if (url.includes("UploadPartCopy")) return "never answer";
+      if (method !== "PUT" || !url.includes("0004?") || !url.includes("partNumber=1&")) return undefined;
+      // Until a copy is under way it is asked again.
+      if (copies().length === 0) return { answer: 503, code: "SlowDown" };
+      isRefused = true;
+      return { answer: 403, code: "AccessDenied" };
+    };
+    const begunAt = performance.now();
+    {
+      await using upload = begin();
+      await expect(finish(upload)).rejects.toMatchObject({ code: "E_S3_ACCESS" });
+      expect(isRefused).toBe(true);
+    }
+    expect(performance.now() - begunAt).toBeLessThan(20_000);
+    expect(copies()).toHaveLength(1);
+    expect(line.seen.filter((each) => each.includes("0005?"))).toEqual([]);
+    expect(await collect(other.pendingUploads(prefix))).toEqual([]);
+  }, 60_000);
+
+  it("begins no further copy of a merge, and removes nothing more, when one has failed", async () => {
+    const etag = await other.put("source", bytes.subarray(0, PIECE));
+    const range = { key: "source", etag, start: 0, length: PIECE };
+    const ranges = Array.from({ length: 40 }, () => range);
+    line.fault = ({ url }) => {
+      if (!url.includes("UploadPartCopy")) return undefined;
+      return url.includes("partNumber=8&") ? { answer: 403, code: "AccessDenied" } : "never answer";
+    };
+    const begunAt = performance.now();
+    {
+      const parts = { headBytes: 0, ranges, tailPartBytes: PIECE };
+      await using assembly = await ObjectAssembly.begin(mine, key(), parts);
+      await expect(assembly.send()).rejects.toMatchObject({ code: "E_S3_ACCESS" });
+    }
+    expect(performance.now() - begunAt).toBeLessThan(20_000);
+    expect(copies()).toHaveLength(8);
+
+    const keys = Array.from({ length: 200 }, (_, i) => `${prefix}gone-${i}`);
+    line.fault = ({ method, url }) => {
+      if (method !== "DELETE") return undefined;
+      return url.includes("gone-3?") ? { answer: 403, code: "AccessDenied" } : "never answer";
+    };
+    line.seen.length = 0;
+    await expect(mine.remove(keys)).rejects.toMatchObject({ code: "E_S3_ACCESS" });
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(line.seen.length).toBeLessThanOrEqual(16);
+  }, 60_000);
+
+  it("has a store take its time for a copy: longer for a large part than for a small one", async () => {
+    const idleMs = async (bytes: number): Promise<number | undefined> => {
+      const { requestHandler } = (await mine.copier(bytes)).config;
+      await requestHandler.handle({} as never, { abortSignal: AbortSignal.abort() }).catch(() => undefined);
+      const handler = requestHandler as unknown as { httpHandlerConfigs(): { socketTimeout?: number } };
+      return handler.httpHandlerConfigs().socketTimeout;
+    };
+    expect(await idleMs(64 * MIB)).toBe(300_000);
+    expect(await idleMs(512 * MIB)).toBe(300_000);
+    // At 2 MiB a second.
+    expect(await idleMs(5 * 1024 * MIB)).toBeGreaterThanOrEqual(2560 * 1000);
+    expect(await mine.copier(64 * MIB)).toBe(await mine.copier(512 * MIB));
   });
 
   it("is no success where the store copies something else", async () => {
