@@ -83,13 +83,13 @@ export class BackupLab implements AsyncDisposable {
   }
 
   /**
-   * Starts a backup that takes four seconds for each MiB, and waits until it stores data. It is meant to be
+   * Starts a backup that takes 16 seconds for each MiB, and waits until it stores data. It is meant to be
    * ended, or takes another `--limit-rate`. It compares one cluster with its base: the usual 64 of each disk
-   * would take half a minute at that rate.
+   * would take two minutes at that rate.
    */
   async startSlowly(...more: readonly string[]): Promise<Running> {
     const run = startNbdpull(
-      this.arguments("--limit-rate", "256K", "--request-size", "64K", "--prove-base", "1", ...more),
+      this.arguments("--limit-rate", "64K", "--request-size", "64K", "--prove-base", "1", ...more),
       this.start,
     );
     await expect.poll(() => this.#isStoring(1)).toBe(true);
