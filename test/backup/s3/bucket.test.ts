@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, it, vi } from "vitest";
 import { OTHER } from "../../../bench/ceph.js";
 import type { S3Address } from "../../../src/backup/s3/address.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
