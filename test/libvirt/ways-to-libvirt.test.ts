@@ -217,9 +217,11 @@ await describeWithLibvirt("libvirt", () => {
     // QEMU's tools, and what bounds them.
     ["root, as this process is", false, ["prlimit", "qemu-img", "qemu-nbd"]],
     // The scratch folder is tried as that user, too.
-    ["a user of its own", true, ["prlimit", "qemu-img", "qemu-nbd", "setpriv"]],
+    ["a user of its own", true, ["prlimit", "qemu-img", "qemu-nbd", "touch"]],
   ])("takes no process of another program where QEMU runs as %s", async (_, unprivileged, programs) => {
     await using guest = await BackupLab.start({ unprivileged });
+    // QEMU's user has to get there.
+    await chmod(guest.scratch, 0o755);
     const log = join(guest.folder, "programs");
     const hook = join(guest.folder, "hook.cjs");
     await writeFile(hook, LOG_PROGRAMS);
