@@ -33,8 +33,6 @@ export interface Link {
  * whose parent isn't older than the point is refused.
  *
  * @param domain the name of its folder in the repository
- * @param options.guesses in an object store, read the manifests of points just before a parent together with
- *   its own: most points are based on the one before. For whoever is waited for
  * @returns top first
  * @throws {DamageError} a point of the chain is missing or unreadable, or doesn't have the disk
  */
@@ -43,20 +41,39 @@ export async function findChain(
   domain: string,
   point: Manifest,
   diskName: string,
-  { guesses = false }: { readonly guesses?: boolean } = {},
 ): Promise<Link[]> {
-  const links = [linkOf(domain, point, diskName)];
-  const guessed = guesses && repository.isInStore ? new GuessedManifests(repository, domain) : undefined;
-  const read = guessed && ((id: string) => guessed.read(id));
+  return await followChain(repository, domain, linkOf(domain, point, diskName));
+}
+
+/**
+ * Like {@link findChain}, for whoever is waited for: from an object store, manifests of points just before a
+ * parent are read together with its own, since most points are based on the one before.
+ */
+export async function findChainSoon(
+  ...[repository, domain, point, diskName]: Parameters<typeof findChain>
+): Promise<Link[]> {
+  const top = linkOf(domain, point, diskName);
+  if (!repository.isInStore) return await followChain(repository, domain, top);
+  const guessed = new GuessedManifests(repository, domain);
   try {
-    for (let link = links[0]; link && link.disk.parent !== null; ) {
-      link = await findParentLink(repository, domain, link, read);
-      links.push(link);
-    }
-    return links;
+    return await followChain(repository, domain, top, (id) => guessed.read(id));
   } finally {
-    await guessed?.settled();
+    await guessed.settled();
   }
+}
+
+async function followChain(
+  repository: Repository,
+  domain: string,
+  top: Link,
+  read?: (id: string) => Promise<Manifest>,
+): Promise<Link[]> {
+  const links = [top];
+  for (let link = top; link.disk.parent !== null; ) {
+    link = await findParentLink(repository, domain, link, read);
+    links.push(link);
+  }
+  return links;
 }
 
 /** Manifests that are read at a time. */
@@ -173,7 +190,7 @@ export async function refuseKnownDamage(
   point: Manifest,
   disk: string,
 ): Promise<void> {
-  const links = await findChain(repository, domain, point, disk, { guesses: true });
+  const links = await findChainSoon(repository, domain, point, disk);
   await allOrNone(links, repository.isInStore ? OPENED_IN_STORE : 1, undefined, async (link) => {
     await using folder = await repository.openPoint(domain, link.point.id);
     await refuseRecordedDamage(folder, link.point.id, link.disk);

@@ -2,7 +2,7 @@ import { BackupError } from "../base/errors.js";
 import type { ExtentState } from "../base/extent.js";
 import { closeAll } from "../base/in-parallel.js";
 import { type Assurance, assuranceOf } from "../chain/assurance.js";
-import { findChain, openChain } from "../chain/chain.js";
+import { findChainSoon, openChain } from "../chain/chain.js";
 import type { AwaitedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { ALL_SUBCLUSTERS, clustersIn } from "../image/image.js";
@@ -72,7 +72,7 @@ export class ChainView implements AsyncDisposable {
     diskName: string,
     signal?: AbortSignal,
   ): Promise<ChainView> {
-    const links = await findChain(repository, domain, point, diskName, { guesses: true });
+    const links = await findChainSoon(repository, domain, point, diskName);
     const tableBytes = Math.min(MOST_TABLE_BYTES, ALL_TABLE_BYTES / links.length);
     const layers = await openChain(repository, domain, links, { signal, tableBytes });
     try {

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { DamageError } from "../../../src/backup/base/errors.js";
-import { findChain } from "../../../src/backup/chain/chain.js";
+import { findChainSoon } from "../../../src/backup/chain/chain.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import type { Repository } from "../../../src/backup/repository/repository.js";
 
@@ -30,7 +30,7 @@ function store(parentOf: (i: number) => number | undefined, bad: readonly number
     },
   } as unknown as Repository;
   const find = async (top: number): Promise<number[]> => {
-    const links = await findChain(repository, "web", manifest(IDS[top] ?? ""), "vda", { guesses: true });
+    const links = await findChainSoon(repository, "web", manifest(IDS[top] ?? ""), "vda");
     return links.map(({ point }) => IDS.indexOf(point.id));
   };
   return { rounds, find };
