@@ -29,6 +29,9 @@ function zstd(): Decompress | undefined {
   };
 }
 
+/** Room behind a cluster, in bytes. */
+const SPARE = 64;
+
 /**
  * Decompresses one cluster of a qcow2 image. `data` may extend past the end of the compressed stream, up to
  * the end of its last sector. The result has exactly `clusterSize` bytes.
@@ -49,7 +52,7 @@ export async function decompressCluster(
   }
   // If the output has room left at the end of the stream, the decompressor stops there. Otherwise it takes
   // the rest of the sector for another stream.
-  const options = { chunkSize: clusterSize + 64, maxOutputLength: clusterSize };
+  const options = { chunkSize: clusterSize + SPARE, maxOutputLength: clusterSize };
   let cluster: Buffer;
   try {
     cluster = blocking ? decompress.here(data, options) : await decompress.elsewhere(data, options);
@@ -62,4 +65,14 @@ export async function decompressCluster(
     throw new DamageError("E_QCOW2_COMPRESSED", message);
   }
   return cluster;
+}
+
+/**
+ * Returns the memory of a cluster from {@link decompressCluster} that was copied: otherwise more than 100 MiB
+ * of them wait for the garbage collector, which sees only small objects. Before Node 21 there is no way to.
+ */
+export function giveBackCluster({ buffer, byteOffset, byteLength }: Buffer): void {
+  // Small ones are parts of memory that Node gives to many.
+  if (byteOffset !== 0 || buffer.byteLength !== byteLength + SPARE) return;
+  if ("transfer" in buffer) (buffer.transfer as (length: number) => ArrayBuffer)(0);
 }

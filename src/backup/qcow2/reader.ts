@@ -12,7 +12,7 @@ import {
 } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
 import type { FilePlace } from "../image/readable-file.js";
-import { decompressCluster } from "./decompress.js";
+import { decompressCluster, giveBackCluster } from "./decompress.js";
 import {
   decodeL1Entry,
   decodeL2Entry,
@@ -292,9 +292,10 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       const cluster = Math.floor((offset + done) / clusterSize);
       const skipped = offset + done - cluster * clusterSize;
       const piece = target.subarray(done, done + clusterSize - skipped);
-      const filled = this.#decompress(cluster).then((bytes) =>
-        piece.set(bytes.subarray(skipped, skipped + piece.length)),
-      );
+      const filled = this.#decompress(cluster).then((bytes) => {
+        piece.set(bytes.subarray(skipped, skipped + piece.length));
+        giveBackCluster(bytes);
+      });
       // A thread that blocks gains nothing from several at once, which would all take memory.
       if (this.#options.blocking) await filled;
       else pieces.push(filled);
