@@ -22,6 +22,8 @@ const KINDS: Readonly<Record<string, RegExp>> = {
       new RegExp(`/dist/bin/commands/${name}\\.js$`),
     ]),
   ),
+  display: /\/dist\/bin\/display\.js$/,
+  execa: /\/node_modules\/execa\/index\.js$/,
   pulling: /\/dist\/src\/backup\/take\/take-point\.js$/,
   "small-thread": /\/(?:compress|digest)-worker\.js$/,
   "large-thread": /\/(?:copy|merge|verify)-worker\.js$/,

@@ -63,16 +63,29 @@ describe("the command's bundle", () => {
       }
       return all;
     };
+    const having = (files: Iterable<string>, what: RegExp): string[] =>
+      [...files].filter((name) => what.test(read(name)));
+    const store = /\bS3Client = class\b/;
+    const programs = /\bexeca = /;
+    const mounting = /\basync function runMount\(|\bclass NbdServer\b/;
+    for (const foreign of [store, programs, mounting]) expect(having(names, foreign)).not.toEqual([]);
+    const seen = new Set<string>();
     for (const what of ["Backup", "Points", "Pull", "Restore", "Verify"]) {
-      const own = names.filter((name) => new RegExp(`\\basync function run${what}\\(`).test(read(name)));
+      const own = having(names, new RegExp(`\\basync function run${what}\\(`));
       expect(own).toHaveLength(1);
-      const files = [...loaded(own[0] ?? "")];
-      expect(files.length, what).toBeLessThan(60);
-      const foreign = files.filter((name) =>
-        /\b(?:class S3Client|function execa|function writeImage)\b/.test(read(name)),
-      );
-      expect(foreign, what).toEqual([]);
+      const files = loaded(own[0] ?? "");
+      // Fewer would mean that this test no longer knows how they are imported.
+      expect(files.size, what).toBeGreaterThan(10);
+      expect(files.size, what).toBeLessThan(60);
+      for (const foreign of [store, programs, mounting]) expect(having(files, foreign), what).toEqual([]);
+      const later = /\bimport\("\.\/((execa|display)-[^"]+)"\)/g;
+      for (const [, file = "", kind = ""] of [...files].flatMap((name) => [...read(name).matchAll(later)])) {
+        seen.add(kind);
+        const foreign = kind === "display" ? [store, programs, mounting] : [store, mounting];
+        for (const each of foreign) expect(having(loaded(file), each), `${what}: ${file}`).toEqual([]);
+      }
     }
+    expect([...seen].sort()).toEqual(["display", "execa"]);
     for (const thread of names.filter((name) => name.endsWith("-worker.js"))) {
       expect(
         [...loaded(thread)].filter((name) => /\bclass Command\b/.test(read(name))),
