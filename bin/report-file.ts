@@ -6,7 +6,7 @@ import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
 import { shellWord } from "../src/backup/base/shell-word.js";
 import { HeldFolder } from "../src/backup/host/held-folder.js";
 import { openPlain } from "../src/backup/host/plain-files.js";
-import { PAGE_START } from "./report-page/page.js";
+import { PAGE_START } from "./report-page/page-start.js";
 
 /** The page of a report, which replaces an older one and nothing else. */
 export class ReportFile {

@@ -2,6 +2,7 @@ import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-codes.js";
+import { hintIfAny } from "./hint-if-any.js";
 import { optimizeLater } from "./optimize-later.js";
 import type { TalkOptions } from "./options.js";
 import { Output } from "./output.js";
@@ -76,8 +77,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
 
 async function hint(error: unknown, command: Command): Promise<string | undefined> {
   if (error instanceof InterruptedError) return undefined;
-  const { hintFor } = await import("./hints.js");
-  return await hintFor(error, { command: command.name(), args: wordsOf(command), options: command.opts() });
+  return await hintIfAny(error, { command: command.name(), args: wordsOf(command), options: command.opts() });
 }
 
 /** @throws {UsageError} `E_KEEP_NOTHING`: nothing says what to keep of this repository */

@@ -13,6 +13,7 @@ import { isAbsolute, resolve } from "node:path";
 import { type Command, InvalidArgumentError, type Option } from "commander";
 import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
 import { isS3Address } from "../src/backup/s3/address.js";
+import { meantIfAny } from "./hint-if-any.js";
 import { fillInDefaults } from "./options.js";
 
 const CONFIG_FILE = "/etc/nbdpull.toml";
@@ -189,8 +190,7 @@ async function valuesOf(path: string, isDefault: boolean): Promise<Readonly<Reco
   const known = ["repository", ...Object.keys(FILE_ONLY), ...Object.keys(KEYS)];
   for (const key of Object.keys(file)) {
     if (known.includes(key)) continue;
-    const { didYouMean } = await import("./hints.js");
-    throw configError(path, `there is no setting ${key}${didYouMean(key, known)}`);
+    throw configError(path, `there is no setting ${key}${await meantIfAny(key, known)}`);
   }
   return file;
 }

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
@@ -10,6 +10,38 @@ const bundle = join(dirname(fileURLToPath(import.meta.url)), "../dist/bin");
 /** Prints which of Node's own modules a program has loaded. */
 const PRINT = "process.once('exit', () => process.stderr.write(process.moduleLoadList.join('\\n') + '\\n'))";
 const LOADED = `data:text/javascript,${encodeURIComponent(PRINT)}`;
+
+/**
+ * Runs a copy of the bundle that lacks the one file in which `what` is, as if it were replaced meanwhile, and
+ * returns what goes to standard error.
+ */
+function bundleWithout(folder: string, what: RegExp): (...args: string[]) => Promise<string> {
+  const copy = join(folder, "dist/bin");
+  cpSync(bundle, copy, { recursive: true });
+  cpSync(join(bundle, "../../package.json"), join(folder, "package.json"));
+  const lost = readdirSync(copy).filter(
+    (name) => name.endsWith(".js") && what.test(readFileSync(join(copy, name), "utf8")),
+  );
+  expect(lost).toHaveLength(1);
+  rmSync(join(copy, lost[0] ?? ""));
+  return async (...args) => {
+    const { stderr } = await execa(process.execPath, [join(copy, "nbdpull.js"), ...args], { reject: false });
+    return stderr;
+  };
+}
+
+/** A backup of domains that no libvirt has, because nothing listens there. */
+function backupOf(folder: string, ...names: string[]): string[] {
+  const libvirt = ["--connect", `qemu:///session?socket=${join(folder, "none")}`];
+  return [
+    "backup",
+    ...names.map((name) => `bundle-${name}`),
+    "--create",
+    "--to",
+    join(folder, "repo"),
+    ...libvirt,
+  ];
+}
 
 describe("the command's bundle", () => {
   it("imports only its own files and Node, so that it works without node_modules", () => {
@@ -96,6 +128,50 @@ describe("the command's bundle", () => {
     const text = [...loaded(backup)].map(read).join("\n");
     // It is loaded while libvirt begins the job, and only if the domain runs.
     expect(text).not.toMatch(/\basync function (?:takePoint|backUpStopped)\(/);
+  });
+
+  it("loads both ways to back up before several domains, of which the last may be hours away", async () => {
+    for (const what of [/\basync function backUpStopped\(/, /\bclass Qcow2Writer\b/, /\bexeca = /]) {
+      await using folder = await makeFolder();
+      const run = bundleWithout(folder.path, what);
+      expect(await run(...backupOf(folder.path, "a"))).not.toContain("ERR_MODULE_NOT_FOUND");
+      expect(await run(...backupOf(folder.path, "a", "b"))).toContain("ERR_MODULE_NOT_FOUND");
+    }
+  });
+
+  it("tells each fault where what tells of hints can't be loaded, as when it is replaced meanwhile", async () => {
+    await using folder = await makeFolder();
+    const run = bundleWithout(folder.path, /\bfunction hintFor\(/);
+    expect(await run("points", join(folder.path, "nowhere"))).toMatch(/no repository/);
+    const config = join(folder.path, "nbdpull.toml");
+    writeFileSync(config, "fsnyc = true\n", { mode: 0o600 });
+    expect(await run("points", folder.path, "--config", config)).toMatch(/there is no setting fsnyc/);
+    const stderr = await run(...backupOf(folder.path, "a", "b"));
+    for (const name of ["a", "b"]) expect(stderr).toMatch(new RegExp(`E_LIBVIRT: bundle-${name}:`));
+    expect(stderr).not.toContain("ERR_MODULE_NOT_FOUND");
+  });
+
+  it("does the night's backup though what writes its report can't be loaded", async () => {
+    await using folder = await makeFolder();
+    const run = bundleWithout(folder.path, /\bclass ReportFile\b/);
+    await run("init", join(folder.path, "repo"));
+    const [, ...rest] = backupOf(folder.path, "a").filter((word) => word !== "--create");
+    const stderr = await run("run", ...rest, "--report", join(folder.path, "report.html"));
+    expect(stderr).toMatch(/ERR_MODULE_NOT_FOUND: report:/);
+    expect(stderr).toMatch(/E_LIBVIRT: backup:/);
+  });
+
+  it("looks for a report's file without the page, its styles and charts", () => {
+    const read = (name: string): string => readFileSync(join(bundle, name), "utf8");
+    const names = readdirSync(bundle).filter((name) => name.endsWith(".js"));
+    const [name = "", ...others] = names.filter((each) => /\bclass ReportFile\b/.test(read(each)));
+    expect(others).toEqual([]);
+    const from = [...read(name).matchAll(/^import (?:.* from )?"\.\/([^"]+)";?$/gm)].map(
+      ([, file = ""]) => file,
+    );
+    expect(from.length).toBeGreaterThan(0);
+    expect(names.filter((each) => /\bfunction reportPage\(/.test(read(each)))).toHaveLength(1);
+    expect(from.filter((each) => /\bfunction reportPage\(/.test(read(each)))).toEqual([]);
   });
 
   it("has the licences of its dependencies", () => {

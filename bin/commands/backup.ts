@@ -4,12 +4,13 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judged-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { type BackupResult, backup } from "../../src/backup/take/backup.js";
+import { type BackupResult, backup, loadBackups } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, throwIfInterrupted, worstExitCode } from "../exit-codes.js";
 import { freezeOf } from "../freeze-choice.js";
 import { type FullEveryOptions, refuseLevelBeside } from "../full-every.js";
 import type { GuestOptions } from "../guest-options.js";
+import { hintIfAny } from "../hint-if-any.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
@@ -153,12 +154,13 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
         return;
       }
       errors.push(error);
-      const { hintFor } = await import("../hints.js");
-      const hint = await hintFor(error, { command: "backup", args: [domain], options: { ...options } });
+      const hint = await hintIfAny(error, { command: "backup", args: [domain], options: { ...options } });
       entries[index] = { domain, error: output.fault(domain, error, hint) };
       output.part([`${domain}: failed, see above`]);
     }
   };
+  // Hours may pass up to the first domain that is off, and the program may be upgraded meanwhile.
+  if (domains.length > 1) await loadBackups(storageOf(options));
   const atOnce = pLimit(options.jobs ?? (options.server === undefined ? JOBS : 1));
   await Promise.allSettled(domains.map((domain, index) => atOnce(backUpOne, domain, index)));
   progress.stop();

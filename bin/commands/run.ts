@@ -67,11 +67,13 @@ export async function runAll(context: Context, options: RunOptions, named: reado
  */
 async function refusedReport({ report }: RunOptions): Promise<unknown> {
   if (report === undefined) return undefined;
-  const { ReportFile } = await import("../report-file.js");
-  return await ReportFile.at(report).then(
-    () => undefined,
-    (error: unknown) => error,
-  );
+  try {
+    const { ReportFile } = await import("../report-file.js");
+    await ReportFile.at(report);
+    return undefined;
+  } catch (error) {
+    return error;
+  }
 }
 
 function withoutReport({ report: _, ...others }: RunOptions): RunOptions {

@@ -21,9 +21,6 @@ import { STYLE } from "./style.js";
  * allowed.
  */
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
-/** By this an older report is recognized, which a new one may replace. */
-export const PAGE_START =
-  '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"/><meta name="generator" content="nbdpull report"/>';
 
 export function reportPage(report: ReportDocument): string {
   const { repositories, totals, createdAt } = report;

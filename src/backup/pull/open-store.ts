@@ -96,10 +96,14 @@ export async function openImageStore(
  */
 export async function loadImageStore(image: {
   readonly format: ImageFormat;
-  readonly compress: unknown;
+  readonly compress?: unknown;
   readonly digests: unknown;
+  readonly journal?: boolean;
 }): Promise<void> {
-  const { format, compress, digests } = image;
+  const { format, compress, digests, journal = false } = image;
+  if (journal && digests) {
+    await Promise.all([import("./left-header.js"), import("./left-journal.js"), import("./journal-file.js")]);
+  }
   if (compress) await import("./compressed-store.js");
   else {
     if (format === "qcow2") await loadQcow2Writer();

@@ -153,7 +153,7 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
         guest,
         { disks, forecast },
         { ...traces, server },
-        { ...options, meanwhile: loadPulling },
+        { ...options, meanwhile: () => loadPulling(options) },
       ));
     const resumable = await resumableOf(guest, begun, { ...options, folder, left });
     signal?.throwIfAborted();
@@ -220,9 +220,22 @@ async function recordOf(guest: Guest, options: BackupOptions): Promise<Checkpoin
 /** How long a libvirt that is away is waited for where the guest would not survive that the clients leave. */
 const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
 
-/** Loads what pulls. A failure is met by whoever waits for it. */
-function loadPulling(): Promise<typeof import("./take-point.js")> {
-  const loading = import("./take-point.js");
+type Image = Pick<BackupOptions, "format" | "compress" | "digests">;
+
+/**
+ * Loads what each way to back up a domain needs, whether it runs or not, for a run of several domains:
+ * `backup` loads it when it is needed, and by then the program's files may be those of another version.
+ */
+export async function loadBackups(image: Image): Promise<void> {
+  await Promise.all([import("./stopped-backup.js"), import("execa"), loadPulling(image)]);
+}
+
+/** Loads what pulls into such images. A failure is met by whoever waits for it. */
+function loadPulling(image: Image): Promise<typeof import("./take-point.js")> {
+  const loading = import("./take-point.js").then(async (taking) => {
+    await taking.loadForPoint(image);
+    return taking;
+  });
   loading.catch(() => undefined);
   return loading;
 }
@@ -253,7 +266,7 @@ async function pullDisks(
       reason: planned?.reason,
     };
   });
-  const { takePoint } = await loadPulling();
+  const { takePoint } = await loadPulling(options);
   return await takePoint({
     ...options,
     repository,

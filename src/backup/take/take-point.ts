@@ -15,6 +15,7 @@ import { anySignal } from "../../nbd/index.js";
 import { diskIdentities } from "../guest/disk-identity.js";
 import { keepFiles } from "../guest/keep-files.js";
 import { assertCompressible } from "../pull/compressible.js";
+import { loadImageStore } from "../pull/open-store.js";
 import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import { type DiskManifest, MANIFEST_VERSION, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
@@ -47,6 +48,13 @@ export interface TakenPoint {
   readonly requests: number;
   readonly extents: number;
   readonly seconds: number;
+}
+
+/** Loads what the images of a point need: nothing of it is to be loaded once a job has begun. */
+export async function loadForPoint(
+  image: Pick<TakePointOptions, "format" | "compress" | "digests">,
+): Promise<void> {
+  await loadImageStore({ ...image, journal: true });
 }
 
 /**
