@@ -23,7 +23,10 @@ export async function pullToStdout(
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);
   const outages = new Outages((news) => notes.note(NAME, news));
-  await using client = await openExport(uri, undefined, outages.watch(connect, signal));
+  await using client = await openExport(uri, undefined, {
+    ...outages.watch(connect, signal),
+    widensLater: true,
+  });
   const result = await copy(client, disk, progress, signal, options);
   const { connections } = client;
   output.result({ image: "-", format: "raw", mode: "full", ...result, connections, ...outagesOf(outages) }, [

@@ -59,7 +59,10 @@ export async function runPull(
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);
   const outages = new Outages((news) => notes.note(imagePath, news));
-  await using client = await openExport(uri, bitmap, outages.watch(connect, signal));
+  await using client = await openExport(uri, bitmap, {
+    ...outages.watch(connect, signal),
+    widensLater: true,
+  });
   try {
     const result = await pullFile({
       client,

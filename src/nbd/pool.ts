@@ -25,6 +25,9 @@ const MOST_MS = 2 ** 31 - 1;
 /** A server that hangs up on the same request each time must not be asked for ever. */
 const MOST_REPEATS = 100;
 
+/** How long `close` waits for a handshake, which a server that works ends at once; then it hangs up. */
+const HANDSHAKE_ENDS_WITHIN_MS = 2000;
+
 export class Pool {
   readonly export: ExportInfo;
   readonly #settings: Settings;
@@ -153,10 +156,12 @@ export class Pool {
     setTimeout(() => this.#hangUp.abort(), withinMs).unref();
   }
 
+  /** A handshake that has begun is waited for: not every server survives that its client leaves in it. */
   async close(): Promise<void> {
     this.#stop.abort();
-    this.#hangUp.abort();
+    const late = setTimeout(() => this.#hangUp.abort(), HANDSHAKE_ENDS_WITHIN_MS);
     await Promise.allSettled([this.#extras, this.#reconnecting]);
+    clearTimeout(late);
     await Promise.all([...this.#live.map((connection) => connection.close()), ...this.#retiring.values()]);
     for (const connection of this.#live) this.#forget(connection);
   }
@@ -292,9 +297,12 @@ export class Pool {
     this.#openExtras();
   }
 
-  /** Opens missing connections in the background. Failures to open one are ignored. */
+  /**
+   * Opens missing connections in the background. Failures to open one are ignored. If none lives, the next
+   * request opens one, and after that the others are opened.
+   */
   #openExtras(): void {
-    if (!this.export.canMultiConn || this.#stop.signal.aborted) return;
+    if (this.#live.length === 0 || !this.export.canMultiConn || this.#stop.signal.aborted) return;
     const missing = Math.max(0, this.#wanted - this.#live.length - this.#opening);
     this.#opening += missing;
     const openings = Array.from({ length: missing }, async () => {

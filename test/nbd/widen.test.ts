@@ -4,6 +4,7 @@ import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
 import { COMMAND, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { whole } from "../support/mock-replies.js";
 import { COMMON_FLAGS, handshake, MockServer, type Peer } from "../support/mock-server.js";
+import { RECONNECT } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
 const MULTI = COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
@@ -103,6 +104,78 @@ describe("a client that gets more connections", () => {
     await readAll(client);
     await expect.poll(() => client.connections).toBe(3);
     expect(mock.connections).toBe(4);
+  });
+
+  it("opens none beside the one that a request opens because all were lost", async () => {
+    let most = 0;
+    let here = 0;
+    let meet: (() => void) | undefined;
+    await using mock = await MockServer.start(async (peer, index) => {
+      if (index === 1) {
+        await new Promise<void>((resolve) => {
+          meet = resolve;
+        });
+      }
+      await handshake(peer, { flags: MULTI });
+      here += 1;
+      most = Math.max(most, here);
+      try {
+        if (index === 0) await peer.request();
+        else await serve(peer);
+      } finally {
+        here -= 1;
+      }
+    });
+    await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+    const reading = readAll(client);
+    await expect.poll(() => meet).toBeDefined();
+    expect(client.connections).toBe(0);
+    client.widen(2);
+    await sleep(20);
+    expect(mock.connections).toBe(2);
+    meet?.();
+    await reading;
+    await expect.poll(() => client.connections).toBe(2);
+    await sleep(20);
+    expect([client.connections, mock.connections, most]).toEqual([2, 3, 2]);
+  });
+
+  it("waits for a handshake that has begun when it is closed, and says goodbye", async () => {
+    let meet: (() => void) | undefined;
+    const ends: unknown[] = [];
+    await using mock = await MockServer.start(async (peer, index) => {
+      if (index === 1) {
+        await new Promise<void>((resolve) => {
+          meet = resolve;
+        });
+      }
+      await handshake(peer, { flags: MULTI });
+      ends.push((await peer.request()).command);
+    });
+    const client = await NbdClient.connect(mock.uri);
+    client.widen(2);
+    await expect.poll(() => meet).toBeDefined();
+    const closing = client.close();
+    await sleep(20);
+    meet?.();
+    await closing;
+    await expect.poll(() => ends).toEqual([COMMAND.DISC, COMMAND.DISC]);
+  });
+
+  it("hangs up when it is closed in a handshake that doesn't end", async () => {
+    let left = false;
+    let met = false;
+    await using mock = await MockServer.start(async (peer, index) => {
+      if (index === 0) return await handshake(peer, { flags: MULTI }).then(() => serve(peer));
+      met = true;
+      await peer.gone();
+      left = true;
+    });
+    const client = await NbdClient.connect(mock.uri);
+    client.widen(2);
+    await expect.poll(() => met).toBe(true);
+    await client.close();
+    await expect.poll(() => left).toBe(true);
   });
 
   it("also closes connections that are being opened, and opens none after it is closed", async () => {

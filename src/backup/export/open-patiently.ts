@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { NbdAddress, NbdClient } from "../../nbd/index.js";
 import { messageOf } from "../base/errors.js";
-import { fewestConnections, type OpenOptions, openExport } from "./open-export.js";
+import { type OpenOptions, openExport } from "./open-export.js";
 import type { Outages } from "./outages.js";
 
 const FIRST_DELAY_MS = 200;
@@ -27,8 +27,6 @@ export async function openPatiently(
   for (let delay = FIRST_DELAY_MS; ; delay = Math.min(2 * delay, LARGEST_DELAY_MS)) {
     try {
       const client = await openExport(address, bitmap, outages.watch(options, signal), opened);
-      // Not in the middle of a job: QEMU 7.2 hangs if one is ended while a client is in its handshake.
-      if (options.connections === undefined) client.widen(fewestConnections(client));
       if (delay > FIRST_DELAY_MS) outages.waited(performance.now() - began);
       return client;
     } catch (error) {
