@@ -274,7 +274,7 @@ export class Transport {
 
 /**
  * Returns the memory of a record that was copied: otherwise some 80 MiB wait for the garbage collector, which
- * sees only their small objects. Before Node 21 there is no way to.
+ * sees only their small objects. Node 20 has no `transfer`: there they wait.
  */
 function giveBack({ buffer, byteOffset, byteLength }: Uint8Array): void {
   // Nobody else has a part of it.
