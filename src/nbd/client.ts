@@ -193,7 +193,10 @@ export class NbdClient implements AsyncDisposable {
     return this.#pool.idle();
   }
 
-  /** Waits for outstanding replies, then disconnects from the server. */
+  /**
+   * Waits for outstanding replies, then disconnects from the server. A handshake that has begun is waited for,
+   * too, for at most two seconds: not every server survives that its client leaves in it.
+   */
   close(): Promise<void> {
     return this.#pool.close();
   }
