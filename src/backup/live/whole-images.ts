@@ -179,18 +179,18 @@ export class WholeImages implements AsyncDisposable {
     if (disk.isSwitching === true) throw new RangeError(`${whole.file}, which its guest may need, is gone`);
     const temporary = join(state.place, whole.temporary);
     const { signal } = this.#stop;
-    let isProven = false;
+    let isChecked = false;
     const work = async (): Promise<void> => {
       const restored = await restore({
         ...{ repository, domain, point, targets: [{ disk: disk.name, path: temporary, format: "qcow2" }] },
         ...{ force: true, sync: true, rateLimit: this.#rateLimit, signal },
         onProgress: (_, { position, virtualSize }) => onProgress(disk.name, position, virtualSize),
       });
-      isProven = restored.every(({ checked }) => checked);
+      isChecked = restored.every(({ checked }) => checked);
     };
     await repository.reading(domain, work, signal).catch((error: unknown) => {
       // Each cluster is what the manifests said that were read, whatever a prune has done to others since.
-      if (!isProven || !hasCode(error, "E_PRUNED_MEANWHILE")) throw error;
+      if (!isChecked || !hasCode(error, "E_PRUNED_MEANWHILE")) throw error;
     });
     const finished = [{ temporary, final: join(state.place, whole.file) }];
     disk.hasBegun = false;
