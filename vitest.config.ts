@@ -1,10 +1,11 @@
 import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 
-/** They put other functions in the place of Node's before our modules are loaded. */
+/** They put other functions in the place of Node's, or of a module's, before what uses those is loaded. */
 const MOCKING = [
   "test/bin/config-file.test.ts",
   "test/backup/digest/digest-behind.test.ts",
+  "test/backup/live/whole-images.test.ts",
   "test/backup/prune/merge-threads.test.ts",
   "test/backup/pull/flush-order.test.ts",
   "test/backup/restore/copy-threads.test.ts",
