@@ -69,7 +69,7 @@ export async function forgetBeside(
 
 /**
  * Where the note is; it ends a sentence that tells what a live restore leaves which can't go on, since for
- * its sake prunes keep the point.
+ * its sake prunes keep the point. With credentials that may only read none was made.
  */
 export function noteOf(state: Pick<LiveState, "point" | "domain" | "note">): string {
   return `.live.${nameOf(state)}.json beside point ${state.point}, which keeps prunes from removing that`;

@@ -76,7 +76,7 @@ export async function proveOurs(
     const sources = [...sourcesOf(whole, name), ...sourcesOf(running, name)];
     if (sources.some((source) => [image, next].includes(source.attributeText("file") ?? ""))) continue;
     const other = sources[0]?.attributeText("file") ?? "no file";
-    const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}, and ${noteOf(state)}; otherwise undefine that domain, and the same command goes on`;
+    const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}, and, if it is there, ${noteOf(state)}; otherwise undefine that domain, and the same command goes on`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { domain: domain.name, disk: name } });
   }
 }
@@ -117,7 +117,7 @@ export async function refuseTaken(
   for (const known of [uuid, name]) {
     if (!(await libvirt.hasDomain(known))) continue;
     const then = left
-      ? `the live restore in ${left.folder} can't go on beside it. To give that up, remove what is left there, and ${noteOf(left.state)}`
+      ? `the live restore in ${left.folder} can't go on beside it. To give that up, remove what is left there, and, if it is there, ${noteOf(left.state)}`
       : "nothing was restored";
     const message = `a domain ${name} (${known}) was made meanwhile and was not touched: ${then}`;
     throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });

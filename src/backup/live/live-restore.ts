@@ -258,7 +258,7 @@ async function goOn(
   const present = new Set(await folder.names());
   const gone = state.disks.map(imageOf).find((file) => !present.has(file));
   if (gone !== undefined) {
-    const message = `${join(folder.path, gone)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)}, what else is left there, and ${noteOf(state)}`;
+    const message = `${join(folder.path, gone)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)}, what else is left there, and, if it is there, ${noteOf(state)}`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
   const filled = await Promise.all(state.disks.map((disk) => isFilled(folder, imageOf(disk))));

@@ -186,7 +186,9 @@ it("touches no domain that another process made, and names what it leaves of one
   const taken = { code: "E_DOMAIN_EXISTS", message: expect.stringMatching(/nothing was restored$/) };
   await expect(refuseTaken(libvirt, state.domain)).rejects.toMatchObject(taken);
   const left = { state, folder: path };
-  const message = expect.stringMatching(/remove what is left there, and \.live\.u\.json beside point/);
+  const message = expect.stringMatching(
+    /remove what is left there, and, if it is there, \.live\.u\.json beside point/,
+  );
   await expect(refuseTaken(libvirt, state.domain, left)).rejects.toMatchObject({ ...taken, message });
   expect(asked).toEqual([]);
   const none = { hasDomain: async () => false } as unknown as Libvirt;
