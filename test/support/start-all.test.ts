@@ -30,6 +30,20 @@ it("names all that failed", async () => {
   await expect(startAll(...failing)).rejects.toThrow("no port; Error: no room");
 });
 
+it("says why the start failed, and ends all others, where one of those can't end", async () => {
+  const ended: string[] = [];
+  const stuck = {
+    async [Symbol.asyncDispose]() {
+      throw new Error("it does not end");
+    },
+  };
+  const failing = Promise.reject<AsyncDisposable>(new Error("no port is free"));
+  await expect(startAll(Promise.resolve(stuck), failing, lateServer(ended))).rejects.toThrow(
+    "no port is free; Error: it does not end",
+  );
+  expect(ended).toEqual(["other"]);
+});
+
 /** Starts a moment later. */
 async function lateServer(ended: string[]) {
   await new Promise((resolve) => setTimeout(resolve, 50));

@@ -41,15 +41,20 @@ export class StoreLab implements AsyncDisposable {
 
   /** With a first bucket and folder, which hold what several tests need. */
   static async start(): Promise<StoreLab> {
-    const store = await Store.start();
-    const line = await BreakingStore.start(store);
-    const lab = new StoreLab(store, line, await mkdtemp(join(tmpdir(), "nbdpull-store-lab-")));
-    Object.assign(process.env, lab.environment);
+    const folders = await mkdtemp(join(tmpdir(), "nbdpull-store-lab-"));
+    let begun: Store | StoreLab | undefined;
     try {
+      const store = await Store.start();
+      begun = store;
+      const lab = new StoreLab(store, await BreakingStore.start(store), folders);
+      begun = lab;
+      Object.assign(process.env, lab.environment);
       await lab.begin();
       return lab;
     } catch (error) {
-      await lab[Symbol.asyncDispose]();
+      // Why it did not start says more than what ends badly after it.
+      await begun?.[Symbol.asyncDispose]().catch(() => undefined);
+      await rm(folders, { recursive: true, force: true });
       throw error;
     }
   }
@@ -129,8 +134,14 @@ export class StoreLab implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     restoreEnvironment(this.#before);
-    await this.line[Symbol.asyncDispose]();
-    await this.store[Symbol.asyncDispose]();
-    await rm(this.#folders, { recursive: true, force: true });
+    try {
+      await this.line[Symbol.asyncDispose]();
+    } finally {
+      try {
+        await this.store[Symbol.asyncDispose]();
+      } finally {
+        await rm(this.#folders, { recursive: true, force: true });
+      }
+    }
   }
 }
