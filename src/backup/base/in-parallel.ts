@@ -62,25 +62,49 @@ export async function openAll<T, R extends Closable>(
   atOnce: number,
   open: (item: T) => Promise<R>,
 ): Promise<R[]> {
+  const outcomes = await untilOneFails(items, atOnce, open);
+  const opened = outcomes.flatMap((each) => (each.status === "fulfilled" && each.value) || []);
+  const failed = outcomes.find((each) => each.status === "rejected");
+  if (failed === undefined) return opened;
+  await closeAll(...opened).catch(() => undefined);
+  throw failed.reason;
+}
+
+/**
+ * Calls `look` for every item, at most `atOnce` at a time, and for no more after a failure. Unlike
+ * {@link allOrNone} it fails as if all had been looked at one after the other: where there are several
+ * failures, of the same one each time.
+ * @throws the first failure in the order of the items
+ */
+export async function lookAtAll<T>(
+  items: readonly T[],
+  atOnce: number,
+  look: (item: T) => Promise<void>,
+): Promise<void> {
+  const outcomes = await untilOneFails(items, atOnce, look);
+  for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+}
+
+/** Those before one that fails have begun before it, so the first failure in order is always the same. */
+async function untilOneFails<T, R>(
+  items: readonly T[],
+  atOnce: number,
+  work: (item: T) => Promise<R>,
+): Promise<PromiseSettledResult<R | undefined>[]> {
   const limit = pLimit(atOnce);
   let hasFailed = false;
-  const opening = items.map((item) =>
+  const all = items.map((item) =>
     limit(async () => {
       if (hasFailed) return undefined;
       try {
-        return await open(item);
+        return await work(item);
       } catch (error) {
         hasFailed = true;
         throw error;
       }
     }),
   );
-  const outcomes = await Promise.allSettled(opening);
-  const opened = outcomes.flatMap((each) => (each.status === "fulfilled" && each.value) || []);
-  const failed = outcomes.find((each) => each.status === "rejected");
-  if (failed === undefined) return opened;
-  await closeAll(...opened).catch(() => undefined);
-  throw failed.reason;
+  return await Promise.allSettled(all);
 }
 
 /**

@@ -3,10 +3,10 @@
  * digest file, if the point has digests; then every read compares the data with them.
  *
  * Read this file first: it finds and opens the layers. Then read layer.ts (one layer), agreed-runs.ts (where
- * image and digest file agree), checked-image.ts (data compared with digests), overlay.ts (what the layers
- * show together) and chain-source.ts (the disk as a source for a pull). open-images.ts opens images in
- * threads. check-chains.ts checks whole chains before a restore, sound-bases.ts whole points before an
- * increment is based on them.
+ * image and digest file agree), checked-image.ts (data compared with digests), stored-runs.ts (what of a layer
+ * has to be read to prove all of it), overlay.ts (what the layers show together) and chain-source.ts (the disk
+ * as a source for a pull). open-images.ts opens images in threads. check-chains.ts checks whole chains before
+ * a restore, sound-bases.ts whole points before an increment is based on them.
  *
  * This room reads only: it never writes to the repository. It doesn't use libvirt or the network; of NBD it
  * knows only the types of a read.
@@ -14,7 +14,7 @@
 
 import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
-import { allOrNone, openAll } from "../base/in-parallel.js";
+import { lookAtAll, openAll } from "../base/in-parallel.js";
 import { type RecordedDamage, readDamage } from "../repository/damage-record.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -168,12 +168,12 @@ export async function openChain(
   return await openAll(links, atOnce, async ({ point, disk }) => {
     const folder = await repository.openPoint(domain, point.id);
     return await Layer.open(folder, point.id, disk, options).catch((error: unknown) => {
-      throw isUnreadable(error) ? unreadable(point, disk, error) : error;
+      throw isUnreadable(error) ? unreadable(point.id, disk, error) : error;
     });
   });
 }
 
-function unreadable({ id }: Manifest, disk: DiskManifest, { message }: Error): DamageError {
+function unreadable(id: string, disk: DiskManifest, { message }: Error): DamageError {
   return damage(id, disk, `the file system cannot read it: ${message}`);
 }
 
@@ -191,10 +191,18 @@ export async function refuseKnownDamage(
   disk: string,
 ): Promise<void> {
   const links = await findChainSoon(repository, domain, point, disk);
-  await allOrNone(links, repository.isInStore ? OPENED_IN_STORE : 1, undefined, async (link) => {
-    await using folder = await repository.openPoint(domain, link.point.id);
-    await refuseRecordedDamage(folder, link.point.id, link.disk);
-  });
+  await lookAtAll(
+    links,
+    repository.isInStore ? OPENED_IN_STORE : 1,
+    async ({ point: { id }, disk: each }) => {
+      try {
+        await using folder = await repository.openPoint(domain, id);
+        await refuseRecordedDamage(folder, id, each);
+      } catch (error) {
+        throw isUnreadable(error) ? unreadable(id, each, error) : error;
+      }
+    },
+  );
 }
 
 /**
@@ -221,7 +229,7 @@ async function proveLink(repository: Repository, domain: string, { point, disk }
     await using layer = await Layer.open(await repository.openPoint(domain, point.id), point.id, disk);
     await layer.checkTables();
   } catch (error) {
-    throw isUnreadable(error) ? unreadable(point, disk, error) : error;
+    throw isUnreadable(error) ? unreadable(point.id, disk, error) : error;
   } finally {
     await folder.close();
   }
