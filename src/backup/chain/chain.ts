@@ -12,6 +12,7 @@
  * knows only the types of a read.
  */
 
+import type { LimitFunction } from "p-limit";
 import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { lookAtAll, openAll } from "../base/in-parallel.js";
@@ -154,7 +155,7 @@ function broken(message: string, point: string, disk: string, missing?: string):
 
 /**
  * Opens every layer of a chain. The caller closes them. If one fails to open, the others are closed.
- * @param options how their images are read
+ * @param options how their images are read; `limit` opens each, if others are opened beside this chain
  * @returns top first, in the order of `links`
  * @throws {DamageError} a file is missing or doesn't match its manifest
  */
@@ -162,15 +163,16 @@ export async function openChain(
   repository: Repository,
   domain: string,
   links: readonly Link[],
-  options: LayerOptions = {},
+  { limit, ...options }: LayerOptions & { readonly limit?: LimitFunction | undefined } = {},
 ): Promise<Layer[]> {
   const atOnce = repository.isInStore ? OPENED_IN_STORE : 1;
-  return await openAll(links, atOnce, async ({ point, disk }) => {
+  const open = async ({ point, disk }: Link): Promise<Layer> => {
     const folder = await repository.openPoint(domain, point.id);
     return await Layer.open(folder, point.id, disk, options).catch((error: unknown) => {
       throw isUnreadable(error) ? unreadable(point.id, disk, error) : error;
     });
-  });
+  };
+  return await openAll(links, atOnce, (link) => (limit ? limit(open, link) : open(link)));
 }
 
 function unreadable(id: string, disk: DiskManifest, { message }: Error): DamageError {

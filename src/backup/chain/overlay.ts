@@ -1,5 +1,7 @@
+import type { LimitFunction } from "p-limit";
 import type { OnDamage } from "../base/damage.js";
 import type { ExtentState } from "../base/extent.js";
+import { READ_BYTES } from "../digest/digest-file.js";
 import { maskStretches } from "../image/image.js";
 import type { LayerRun } from "./agreed-runs.js";
 import type { Layer } from "./layer.js";
@@ -39,28 +41,42 @@ export async function* seenThrough<L extends SeenLayer>(
   for await (const block of seenBlocks(layers, size, onDamage)) yield* block;
 }
 
+/** How layers are read before what they show is asked for. */
+interface ReadingAhead {
+  /** Begins each read. No read waits for another one, so others may share it. */
+  readonly limit: LimitFunction;
+  /**
+   * Bytes of memory, besides the block of each layer that any walk holds. Where the layers may need more, only
+   * the first read of each is ahead.
+   */
+  readonly mostBytes: number;
+}
+
 /**
  * Like {@link seenThrough}, many pieces together: all that are known without reading more, up to 256.
  * @param options.ahead all layers are read side by side, and each a little ahead, also past damage that is
- *   told later: for listeners that throw
+ *   told later: for listeners that throw. Default: each is read when it is come to
  */
 export function seenBlocks<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
-  { ahead = false }: { readonly ahead?: boolean } = {},
+  { ahead }: { readonly ahead?: ReadingAhead } = {},
 ): AsyncGenerator<readonly VisibleExtent<L>[]> {
-  const cursors = layers.map((layer) => new PieceCursor(layer, size, onDamage(layer), ahead));
-  return ahead ? settledAfter(visible(cursors, size), cursors) : visible(cursors, size);
+  const goesOn = ahead !== undefined && layers.length * READ_BYTES <= ahead.mostBytes;
+  const limit = goesOn ? ahead.limit : undefined;
+  const cursors = layers.map((layer) => new PieceCursor(layer, size, onDamage(layer), limit));
+  return ahead ? settledAfter(visible(cursors, size), cursors, ahead.limit) : visible(cursors, size);
 }
 
 /** Nothing is being read of the layers when it has ended, however it ends. */
 async function* settledAfter<T, L extends SeenLayer>(
   blocks: AsyncIterable<T>,
   layers: readonly PieceCursor<L>[],
+  limit: LimitFunction,
 ): AsyncGenerator<T> {
   try {
-    for (const layer of layers) layer.readAhead();
+    for (const layer of layers) layer.readAhead(limit);
     yield* blocks;
   } finally {
     await Promise.all(layers.map((layer) => layer.settled()));
@@ -122,13 +138,16 @@ class PieceCursor<L extends SeenLayer> {
   /** Pieces that come next, the last one first. */
   readonly #ahead: VisibleExtent<L>[] = [];
   #isDone = false;
-  readonly #isAhead: boolean;
+  readonly #limit: LimitFunction | undefined;
+  /** Nobody comes to what is not being read yet. */
+  #isOver = false;
   /** The block that comes next, if it is being read already. */
   #coming: Promise<IteratorResult<readonly LayerRun[]>> | undefined;
 
-  constructor(layer: L, size: number, onDamage: OnDamage, isAhead: boolean) {
+  /** @param limit begins the reads of the blocks behind the first one; undefined: those are not ahead */
+  constructor(layer: L, size: number, onDamage: OnDamage, limit: LimitFunction | undefined) {
     this.#layer = layer;
-    this.#isAhead = isAhead;
+    this.#limit = limit;
     this.#size = size;
     this.#layerEnd = Math.min(layer.geometry.virtualSize, size);
     const blocks = "runBlocks" in layer ? layer.runBlocks(onDamage) : oneByOne(layer.runs(onDamage));
@@ -163,18 +182,19 @@ class PieceCursor<L extends SeenLayer> {
     this.#isDone = next.done === true;
     this.#block = next.done === true ? [] : next.value;
     this.#next = 0;
-    if (this.#isAhead && !this.#isDone) this.readAhead();
+    if (this.#limit && !this.#isDone) this.readAhead(this.#limit);
   }
 
   /** Begins to read the block that comes next. */
-  readAhead(): void {
-    this.#coming = this.#blocks.next();
+  readAhead(limit: LimitFunction): void {
+    this.#coming = limit(async () => (this.#isOver ? { done: true, value: undefined } : this.#blocks.next()));
     // Whoever comes to it is told.
     this.#coming.catch(() => undefined);
   }
 
-  /** Nothing is being read. */
+  /** Nothing is being read, and nothing will be. */
   async settled(): Promise<void> {
+    this.#isOver = true;
     await this.#coming?.catch(() => undefined);
   }
 

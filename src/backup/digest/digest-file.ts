@@ -62,7 +62,10 @@ export const MAX_DATA_COUNT = 65_536;
 export const MAX_ZERO_COUNT = 0xffffffff;
 /** Bytes that a writer collects before it writes them. */
 export const WRITE_BYTES = 1024 * 1024;
-/** Bytes that a reader reads at a time. A walk over a chain holds as many for each of its layers. */
+/**
+ * Bytes that a reader reads at a time. A walk over a chain holds as many for each of its layers, and twice as
+ * many where it reads ahead (overlay.ts).
+ */
 export const READ_BYTES = 256 * 1024;
 
 export function encodeDigestHeader(header: DigestHeader): Buffer {

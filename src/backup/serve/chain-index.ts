@@ -1,19 +1,45 @@
+import pLimit, { type LimitFunction } from "p-limit";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { seenBlocks, type VisibleExtent } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 
-/** Builds the index of a disk in one walk over its whole chain. @throws {DamageError} as the walk does */
+/** Bytes that are read ahead of the layers of all disks that are opened side by side. */
+const AHEAD_BYTES = 64 * 1024 * 1024;
+/**
+ * Layers that are read or opened at a time, of all those disks. With the manifests of three disks that are
+ * looked for meanwhile, eight of each, they leave no request without a connection of the store's client: one
+ * that waits for it behind others, on a slow line, would fail as if the store were away.
+ */
+const OPENING_AT_ONCE = 24;
+
+/** What disks share that are opened side by side. */
+export interface Opening {
+  readonly limit: LimitFunction;
+  readonly disks: number;
+}
+
+/** @param disks that are opened side by side, at most */
+export function openingOf(disks: number): Opening {
+  return { limit: pLimit(OPENING_AT_ONCE), disks };
+}
+
+/**
+ * Builds the index of a disk in one walk over its whole chain.
+ * @throws {DamageError} as the walk does
+ */
 export async function indexOf(
   layers: readonly Layer[],
   size: number,
+  { limit, disks }: Opening,
   signal: AbortSignal | undefined,
 ): Promise<ExtentIndex> {
   const index = new ExtentIndex(
     layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
   );
+  const ahead = { limit, mostBytes: AHEAD_BYTES / disks };
   const numbers = new Map(layers.map((layer, number) => [layer, number]));
-  for await (const block of seenBlocks(layers, size, failOnDamage, { ahead: true })) {
+  for await (const block of seenBlocks(layers, size, failOnDamage, { ahead })) {
     signal?.throwIfAborted();
     for (const piece of block) index.append(piece.length, placeOf(piece, numbers));
   }

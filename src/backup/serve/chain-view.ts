@@ -8,7 +8,7 @@ import { failOnDamage, type Layer } from "../chain/layer.js";
 import { ALL_SUBCLUSTERS, clustersIn } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
-import { indexOf } from "./chain-index.js";
+import { indexOf, type Opening, openingOf } from "./chain-index.js";
 import { ClusterCache } from "./cluster-cache.js";
 import type { DiskCache } from "./disk-cache.js";
 import type { ExtentIndex, ExtentSource } from "./extent-index.js";
@@ -18,7 +18,10 @@ import type { FetchedAhead } from "./fetched-ahead.js";
 const CACHE_BYTES = 16 * 1024 * 1024;
 /** Most bytes of whole clusters in one read. */
 const READ_BYTES = 1024 * 1024;
-/** Bytes of a layer's tables that are read at once while the disk is opened, and of those of all layers. */
+/**
+ * Bytes of a layer's tables that are read at once while the disk is opened, and of those of all layers of all
+ * disks that are opened side by side.
+ */
 const MOST_TABLE_BYTES = 4 * 1024 * 1024;
 const ALL_TABLE_BYTES = 64 * 1024 * 1024;
 /** Parts of one read that are read at the same time. */
@@ -72,13 +75,25 @@ export class ChainView implements AsyncDisposable {
     diskName: string,
     signal?: AbortSignal,
   ): Promise<ChainView> {
+    return await ChainView.openBeside(openingOf(1), repository, domain, point, diskName, signal);
+  }
+
+  /**
+   * @internal
+   * Like `open`, beside other disks.
+   */
+  static async openBeside(
+    opening: Opening,
+    ...[repository, domain, point, diskName, signal]: Parameters<typeof ChainView.open>
+  ): Promise<ChainView> {
     const links = await findChainSoon(repository, domain, point, diskName);
-    const tableBytes = Math.min(MOST_TABLE_BYTES, ALL_TABLE_BYTES / links.length);
-    const layers = await openChain(repository, domain, links, { signal, tableBytes });
+    const { limit, disks } = opening;
+    const tableBytes = Math.min(MOST_TABLE_BYTES, Math.floor(ALL_TABLE_BYTES / disks / links.length));
+    const layers = await openChain(repository, domain, links, { signal, tableBytes, limit });
     try {
       const disk = links[0]?.disk;
       if (!disk) throw new RangeError("a chain has one link at least");
-      return new ChainView(layers, disk, await indexOf(layers, disk.virtualSize, signal));
+      return new ChainView(layers, disk, await indexOf(layers, disk.virtualSize, opening, signal));
     } catch (error) {
       await closeAll(...layers).catch(() => undefined);
       throw error;

@@ -3,6 +3,7 @@ import { chooseDisks, choosePoint } from "../repository/choose-point.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Reading } from "../repository/reading.js";
 import type { Repository } from "../repository/repository.js";
+import { openingOf } from "./chain-index.js";
 import { ChainView } from "./chain-view.js";
 import { DiskCache, type DiskCacheOptions } from "./disk-cache.js";
 import { FetchedAhead } from "./fetched-ahead.js";
@@ -67,9 +68,11 @@ export class PointView implements AsyncDisposable {
     const disks: ChainView[] = [];
     try {
       const point = await choosePoint(repository, domain, options.at, options.uuid);
-      const open = (name: string) => ChainView.open(repository, domain, point, name, signal);
-      const atOnce = repository.isInStore ? OPENED_IN_STORE : 1;
-      disks.push(...(await openAll(chooseDisks(point, options.disks), atOnce, open)));
+      const names = chooseDisks(point, options.disks);
+      const atOnce = repository.isInStore ? Math.max(1, Math.min(OPENED_IN_STORE, names.length)) : 1;
+      const opening = openingOf(atOnce);
+      const open = (name: string) => ChainView.openBeside(opening, repository, domain, point, name, signal);
+      disks.push(...(await openAll(names, atOnce, open)));
       return new PointView(point, disks, reading, await cacheFor(disks, options));
     } catch (error) {
       await closeAll(...disks, { close: () => reading.release() }).catch(() => undefined);

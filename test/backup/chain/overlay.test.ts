@@ -1,5 +1,6 @@
 /** What shows through a chain, against a drawing of it byte by byte. */
 import { setTimeout as sleep } from "node:timers/promises";
+import pLimit from "p-limit";
 import { expect, it } from "vitest";
 import type { LayerRun } from "../../../src/backup/chain/agreed-runs.js";
 import { seenBlocks, seenThrough } from "../../../src/backup/chain/overlay.js";
@@ -40,8 +41,9 @@ const ignore = () => () => undefined;
 async function* readAhead<L extends Parameters<typeof seenThrough>[0][number]>(
   layers: readonly L[],
   size: number,
+  ahead = { limit: pLimit(32), mostBytes: 64 * 1024 * 1024 },
 ) {
-  for await (const block of seenBlocks(layers, size, ignore, { ahead: true })) yield* block;
+  for await (const block of seenBlocks(layers, size, ignore, { ahead })) yield* block;
 }
 
 it("reads all layers side by side for who is waited for, and none any more when it has ended", async () => {
@@ -84,6 +86,51 @@ it("reads all layers side by side for who is waited for, and none any more when 
   ))
     break;
   expect(underWay).toBe(0);
+});
+
+it("reads no more at once than it may, of several disks together, and no more of any once it has ended", async () => {
+  const geometry = { virtualSize: 40 * CLUSTER, clusterSize: CLUSTER };
+  let [underWay, most, begun] = [0, 0, 0];
+  const layer = (failure?: Error) => ({
+    ...{ geometry, complete: true },
+    runBlocks: async function* () {
+      for (let i = 0; i < 3; i += 1) {
+        begun += 1;
+        underWay += 1;
+        most = Math.max(most, underWay);
+        await sleep(5);
+        underWay -= 1;
+        if (failure) throw failure;
+        yield [{ kind: "zero", cluster: 10 * i, count: 1, digests: undefined } as const];
+      }
+    },
+  });
+  const layers = (count: number, top = layer()) => [top, ...Array.from({ length: count - 1 }, () => layer())];
+  const walk = async (
+    count: number,
+    ahead: { readonly limit: ReturnType<typeof pLimit>; mostBytes: number },
+  ) => {
+    let end = 0;
+    for await (const { offset, length } of readAhead(layers(count), geometry.virtualSize, ahead))
+      end = offset + length;
+    return end;
+  };
+  const limit = pLimit(7);
+  const shared = { limit, mostBytes: 64 * 1024 * 1024 };
+  const all = await Promise.all([30, 1, 20, 12].map((count) => walk(count, shared)));
+  expect([all, most, underWay]).toEqual([Array(4).fill(geometry.virtualSize), 7, 0]);
+  // Where there are too many layers to hold more of each, their first blocks are read ahead all the same.
+  most = 0;
+  expect(await walk(30, { limit: pLimit(100), mostBytes: 1024 * 1024 })).toBe(geometry.virtualSize);
+  expect(most).toBe(30);
+
+  begun = 0;
+  const hurt = layers(1000, layer(new Error("damaged")));
+  await expect(async () => {
+    for await (const _ of readAhead(hurt, geometry.virtualSize, shared));
+  }).rejects.toThrow("damaged");
+  expect(begun).toBeLessThan(20);
+  expect([underWay, limit.activeCount, limit.pendingCount]).toEqual([0, 0, 0]);
 });
 
 function draw(random: () => number, complete: boolean): Drawn {
