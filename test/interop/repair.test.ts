@@ -151,6 +151,36 @@ describe("nbdpull repair", () => {
     expect(await Promise.all(files.map((file) => readFile(file)))).toEqual(before);
   });
 
+  it("mends what is not zero in a raw image where only parts of clusters are zero", async () => {
+    await using raw = await MemoryChain.start(40 * CLUSTER + 4096 + 512, undefined, 4096);
+    raw.disk.write(0, Buffer.alloc(40 * CLUSTER + 4608, 0x11));
+    await raw.take({ format: "raw", digests: "sha256", granularity: 4096 });
+    // Beside data, and alone; the last one ends with the disk.
+    raw.disk.write(4 * CLUSTER + 4096, Buffer.alloc(4096, 0x21));
+    raw.disk.writeZeroes(4 * CLUSTER + 16384, 8192);
+    raw.disk.writeZeroes(6 * CLUSTER, 8192);
+    raw.disk.writeZeroes(40 * CLUSTER + 4096, 512);
+    await raw.take({ format: "raw", digests: "sha256" });
+    const file = raw.file(1, "vda.raw");
+    const before = await readFile(file);
+    expect((await nbdpull("verify", raw.repository.path)).code).toBe(0);
+    const places = [4 * CLUSTER + 16384, 6 * CLUSTER, 40 * CLUSTER + 4096];
+    await flip(file, 4 * CLUSTER + 16384 + 4095, 3);
+    await flip(file, 6 * CLUSTER + 8191);
+    await flip(file, 40 * CLUSTER + 4096 + 511);
+    const verified = await nbdpull("verify", raw.repository.path, "--json");
+    const offsets = [...verified.stdout.matchAll(/"guestOffset": ?(\d+)/g)].map(([, offset]) =>
+      Number(offset),
+    );
+    expect([verified.code, offsets]).toEqual([3, places]);
+    const ran = await nbdpull("repair", raw.repository.path, "--json");
+    const [domain] = (ran.json() as { domains: Repaired[] }).domains;
+    expect(domain?.mended.map(({ point, guestOffset, from }) => [point, guestOffset, from])).toEqual(
+      places.map((place) => [raw.points[1]?.id, place, "zeroes"]),
+    );
+    expect([ran.code, await readFile(file)]).toEqual([0, before]);
+  });
+
   it("asks libvirt for the domain only where no point mends it, and says what was mended if that fails", async () => {
     const nowhere = ["guest", "--from-domain", "--connect", "qemu+unix:///system?socket=/nowhere"];
     expect((await run("repair", ...nowhere)).code).toBe(0);

@@ -48,12 +48,15 @@ export class MemoryChain implements AsyncDisposable {
     this.#shown = shown;
   }
 
-  /** @param path of the repository; default: in a folder of its own */
-  static async start(size: number, path?: string): Promise<MemoryChain> {
+  /**
+   * @param path of the repository; default: in a folder of its own
+   * @param pageSize of the disk: of parts of a page it doesn't tell that they are zero
+   */
+  static async start(size: number, path?: string, pageSize = 64 * 1024): Promise<MemoryChain> {
     const folder = await newFolder();
     const repository = await Repository.openOrCreate(path ?? join(folder, "repo"), TRUSTED);
     const nothing = { points: [], contents: new Map<string, ServedExport>() };
-    return await MemoryChain.#around(new MemoryDisk({ size }), folder, repository, nothing);
+    return await MemoryChain.#around(new MemoryDisk({ size, pageSize }), folder, repository, nothing);
   }
 
   /** Copies the points to a new folder, which is faster than taking them again; the disk is shared. */

@@ -1,7 +1,13 @@
 import { type Damage, damageIn, type OnDamage } from "../base/damage.js";
 import { isZero } from "../base/zeroes.js";
 import { type Digester, digestClusters } from "../digest/digest.js";
-import type { ClusterRun, Geometry, ImageReader } from "../image/image.js";
+import {
+  type ClusterRun,
+  type Geometry,
+  type ImageReader,
+  maskStretches,
+  type PartialRun,
+} from "../image/image.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 
 /** A run with one digest for each stored cluster, or `undefined` if the point has no digests. */
@@ -14,6 +20,7 @@ export type AwaitedRun = ClusterRun & {
 
 /** Bytes of one read that is expected to be zeroes. */
 const ZERO_BYTES = 256 * 1024;
+const NOT_ZERO = "there is data where the point has zeroes";
 
 /** An image file whose data is compared with its digests when it is read. */
 export class CheckedImage implements AsyncDisposable {
@@ -99,6 +106,27 @@ export class CheckedImage implements AsyncDisposable {
   }
 
   /**
+   * Checks that of a cluster which is defined in part what is zero reads as zeroes. In a qcow2 image the tables
+   * say that, and nothing is read.
+   * @param onDamage called for each stretch of subclusters that can't be read or has other bytes
+   */
+  async expectZeroSubclusters({ cluster, zeroMask }: PartialRun, onDamage: OnDamage): Promise<void> {
+    if (zeroMask === 0 || this.#image instanceof Qcow2Reader) return;
+    const { clusterSize, virtualSize } = this.#geometry;
+    const start = cluster * clusterSize;
+    const slot = Buffer.allocUnsafe(Math.min(clusterSize, virtualSize - start));
+    const unread = await this.#readHost(start, slot);
+    for (const { offset, length } of maskStretches(zeroMask, clusterSize)) {
+      const bytes = slot.subarray(offset, offset + length);
+      if (bytes.length === 0) continue;
+      const range = { guestOffset: start + offset, length: bytes.length };
+      // Others of the cluster may be what can't be read.
+      const damage = unread === undefined ? notZero(bytes, range) : await this.#zeroes(start + offset, bytes);
+      if (damage !== undefined) onDamage(damage);
+    }
+  }
+
+  /**
    * Compares bytes that were read from the image's file with their digests.
    * @param cluster the first one, which must be in `run`
    * @param bytes whole clusters, as the guest has them; the last one may end with the disk
@@ -143,8 +171,7 @@ export class CheckedImage implements AsyncDisposable {
   async #zeroes(offset: number, bytes: Buffer): Promise<Damage | undefined> {
     const range = { guestOffset: offset, length: bytes.length };
     const unread = await this.#readHost(offset, bytes);
-    if (unread !== undefined) return { message: unread, ...range };
-    return isZero(bytes) ? undefined : { message: "there is data where the point has zeroes", ...range };
+    return unread === undefined ? notZero(bytes, range) : { message: unread, ...range };
   }
 
   /**
@@ -186,6 +213,10 @@ export class CheckedImage implements AsyncDisposable {
       });
     }
   }
+}
+
+function notZero(bytes: Buffer, range: Omit<Damage, "message">): Damage | undefined {
+  return isZero(bytes) ? undefined : { message: NOT_ZERO, ...range };
 }
 
 /** Each run as a block of its own. */

@@ -5,7 +5,13 @@ import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { createDigester } from "../digest/digest.js";
 import type { DigestHeader } from "../digest/digest-file.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
-import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
+import {
+  type ClusterRun,
+  type Geometry,
+  type ImageReader,
+  type PartialRun,
+  SUBCLUSTERS,
+} from "../image/image.js";
 import { RawReader } from "../image/raw-reader.js";
 import { type FilePlace, sha256Of } from "../image/readable-file.js";
 import { Qcow2Reader, type Qcow2ReadOptions } from "../qcow2/reader.js";
@@ -170,6 +176,11 @@ export class Layer implements AsyncDisposable {
   /** As {@link CheckedImage.expectZeroes}. */
   async expectZeroes(offset: number, length: number, onDamage: OnDamage): Promise<void> {
     await this.#image.expectZeroes(offset, length, onDamage);
+  }
+
+  /** As {@link CheckedImage.expectZeroSubclusters}. */
+  async expectZeroSubclusters(run: PartialRun, onDamage: OnDamage): Promise<void> {
+    await this.#image.expectZeroSubclusters(run, onDamage);
   }
 
   /** As {@link CheckedImage.prove}. */

@@ -5,8 +5,9 @@ import type { Layer } from "./layer.js";
 
 /**
  * The runs of a layer whose bytes have to be read to prove all of it. In a qcow2 image the tables say what is
- * zero. In a raw image the bytes of zero runs have to be read as well (`CheckedImage.expectZeroes`), and in a
- * full one those of gaps.
+ * zero. In a raw image the bytes of zero runs have to be read as well (`CheckedImage.expectZeroes`), those of
+ * zero subclusters (`expectZeroSubclusters`), also where a cluster stores nothing else, and in a full one those
+ * of gaps.
  * @throws {DamageError} the digest file or the map of a raw increment is damaged
  */
 export async function* storedRuns(layer: Layer, onDamage: OnDamage): AsyncGenerator<DigestedRun> {
@@ -22,7 +23,7 @@ export async function* storedRuns(layer: Layer, onDamage: OnDamage): AsyncGenera
   };
   for await (const run of layer.runs(onDamage)) {
     yield* gapUpTo(run.cluster);
-    if (run.kind === "zero" || slotsOf(run) > 0) yield run;
+    yield run;
     next = run.cluster + run.count;
   }
   yield* gapUpTo(Math.ceil(virtualSize / clusterSize));

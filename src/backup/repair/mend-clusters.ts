@@ -1,15 +1,18 @@
-import type { Damage } from "../base/damage.js";
+import type { Damage, OnDamage } from "../base/damage.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import { storedRuns } from "../chain/stored-runs.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
-import { dataStretches } from "../image/image.js";
+import { dataStretches, slotsOf } from "../image/image.js";
 import { type ClusterSource, ZERO_SOURCE } from "./cluster-sources.js";
 
 /** Bytes that are read at a time. Only if something in them is damaged each cluster is looked at. */
 const PIECE_BYTES = 4 * 1024 * 1024;
 
-/** A cluster whose content is not what its digest says, or that is not zero where the digest file says so. */
+/**
+ * A cluster whose content is not what its digest says; or one, or a part of one, that is not zero where the
+ * digest file says so.
+ */
 export interface DamagedCluster {
   /** Bytes of the disk. */
   readonly guestOffset: number;
@@ -58,6 +61,10 @@ export async function* damagedClusters(
       yield* nonzeroClusters(layer, run, signal);
       continue;
     }
+    if (run.kind === "partial") {
+      yield* nonzeroPlaces((onDamage) => layer.expectZeroSubclusters(run, onDamage));
+      if (slotsOf(run) === 0) continue;
+    }
     const isCompressed = layer.isCompressed(run);
     if (isCompressed && !compressed) continue;
     const atOnce = Math.max(1, Math.floor(PIECE_BYTES / clusterSize));
@@ -87,14 +94,19 @@ async function* nonzeroClusters(
   const end = Math.min((run.cluster + run.count) * clusterSize, virtualSize);
   for (let at = run.cluster * clusterSize; at < end; at += PIECE_BYTES) {
     signal?.throwIfAborted();
-    const found: Damage[] = [];
-    await layer.expectZeroes(at, Math.min(PIECE_BYTES, end - at), (damage) => found.push(damage));
-    for (const { guestOffset = 0, length = 0 } of found) {
-      const content = Buffer.alloc(length);
-      const places = [{ offset: 0, length, position: guestOffset }];
-      const mend = { from: ZERO_SOURCE.name, content, again: async () => content, places };
-      yield { guestOffset, length, mend };
-    }
+    yield* nonzeroPlaces((onDamage) => layer.expectZeroes(at, Math.min(PIECE_BYTES, end - at), onDamage));
+  }
+}
+
+/** @param look of a raw image, where what has a guest offset has the same one in the file */
+async function* nonzeroPlaces(look: (onDamage: OnDamage) => Promise<void>): AsyncGenerator<DamagedCluster> {
+  const found: Damage[] = [];
+  await look((damage) => found.push(damage));
+  for (const { guestOffset = 0, length = 0 } of found) {
+    const content = Buffer.alloc(length);
+    const places = [{ offset: 0, length, position: guestOffset }];
+    const mend = { from: ZERO_SOURCE.name, content, again: async () => content, places };
+    yield { guestOffset, length, mend };
   }
 }
 

@@ -8,9 +8,9 @@ import {
   fetchInto,
   storedRanges,
 } from "../chain/stored-ranges.js";
-import type { Geometry } from "../image/image.js";
+import { type Geometry, slotsOf } from "../image/image.js";
 import type { ReadableFile } from "../image/readable-file.js";
-import { type Looking, lookAtRun } from "./look-at-run.js";
+import { type Looking, lookAtStored } from "./look-at-run.js";
 
 /**
  * Reads the runs of an image that is elsewhere by few requests, and compares them with their digests.
@@ -42,10 +42,12 @@ export async function lookAtFetched(
       await image.expectZeroes(offset, length, note);
       continue;
     }
+    if (run.kind === "partial") await image.expectZeroSubclusters(run, note);
+    if (slotsOf(run) === 0) continue;
     const ranges = await rangesOf(image, run, { offset, length }, geometry);
     if (!ranges) {
       await look();
-      await lookAtRun(image, run, looking, note);
+      await lookAtStored(image, run, looking, note);
       continue;
     }
     for (const range of ranges) {

@@ -1,6 +1,6 @@
 import type { OnDamage } from "../base/damage.js";
 import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
-import type { Geometry } from "../image/image.js";
+import { type Geometry, slotsOf } from "../image/image.js";
 
 /** What an image is looked at with. */
 export interface Looking {
@@ -23,6 +23,20 @@ export async function lookAtRun(
     await image.expectZeroes(offset, end - offset, note);
     return;
   }
+  if (run.kind === "partial") await image.expectZeroSubclusters(run, note);
+  if (slotsOf(run) > 0) await lookAtStored(image, run, { geometry, buffer }, note);
+}
+
+/** As {@link lookAtRun}, of a run that stores something: only that. */
+export async function lookAtStored(
+  image: CheckedImage,
+  run: DigestedRun,
+  { geometry, buffer }: Looking,
+  note: OnDamage,
+): Promise<void> {
+  const { clusterSize, virtualSize } = geometry;
+  const offset = run.cluster * clusterSize;
+  const end = Math.min(offset + run.count * clusterSize, virtualSize);
   for (let at = offset; at < end; at += buffer.length) {
     await image.read(run, at, buffer.subarray(0, Math.min(buffer.length, end - at)), note);
   }
