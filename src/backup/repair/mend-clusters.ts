@@ -105,7 +105,7 @@ async function* nonzeroPlaces(look: (onDamage: OnDamage) => Promise<void>): Asyn
   for (const { guestOffset = 0, length = 0 } of found) {
     const content = Buffer.alloc(length);
     const places = [{ offset: 0, length, position: guestOffset }];
-    const mend = { from: ZERO_SOURCE.name, content, again: async () => content, places };
+    const mend = { from: ZERO_SOURCE.name, content, again: async () => Buffer.alloc(length), places };
     yield { guestOffset, length, mend };
   }
 }
