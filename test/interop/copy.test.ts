@@ -164,8 +164,12 @@ describeWith(["qemu-img"], "a copy of a repository", () => {
     const newer = JSON.stringify({ format: "nbdpull-copied", version: 2, lists: [] });
     await writeFile(path, newer);
     await lab.takeIncrement(5);
-    expect(await lab.copy()).toMatchObject({ code: 0 });
+    const blind = await lab.copy();
+    expect(blind).toMatchObject({ code: 0 });
+    expect(blind.stderr).toMatch(/\.copied\.json.* another version .* copies again what was pruned there/);
     expect(await readFile(path, "utf8")).toBe(newer);
+    await rm(path);
+    expect(await lab.copy()).toMatchObject({ code: 0, stderr: "" });
   });
 
   it("goes on after it was killed at any moment, and leaves nothing of that", async () => {

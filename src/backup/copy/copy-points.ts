@@ -99,7 +99,9 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
         const there = await judgePoints(to, domain);
         assertSameDomain(judged, there, options);
         await using folder = await to.openDomain(domain);
-        return await copyAll(options, { judged, there, record: await readCopied(folder) }, target);
+        const record = await readCopied(folder);
+        if (record.others === undefined) options.onWarning?.(unknownRecord(options));
+        return await copyAll(options, { judged, there, record }, target);
       };
       const { result, ...came } = options.dryRun
         ? await to.reading(domain, async () => await copy(undefined), signal)
@@ -173,6 +175,10 @@ function assertSameDomain(
   if (ours.length === 0 || theirs.length === 0 || theirs.some((owner) => ours.includes(owner))) return;
   const message = `the folder ${domain} of ${to.path} has points of another domain (${theirs.join(", ")}): copy to another repository`;
   throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain } });
+}
+
+function unknownRecord({ to, domain }: CopyOptions): string {
+  return `${to.path}: what was copied to ${domain} was recorded there (.copied.json) by another version of nbdpull, which this one can't read: it copies again what was pruned there, each time, and --delete removes nothing. Copy by the version that has written it, or remove that file: then what was pruned there is copied once more, and recorded anew`;
 }
 
 class DomainCopy {

@@ -41,7 +41,8 @@ const versioned = z.looseObject({ format: z.literal("nbdpull-copied"), version: 
  * Whoever can write to the repository can forge or remove the record, so use it only to leave a point out of
  * a copy, and to name those that rules may remove.
  * @param folder of the domain; undefined: there is none
- * @returns nothing copied, if there is no record or none that can be read
+ * @returns nothing copied, if there is no record or none that can be read. Say so where it is of another
+ *   version: then nothing is recorded, and each copy brings back what was dropped
  * @throws the file system's or the store's error
  */
 export async function readCopied(folder: StoredFolder | undefined): Promise<CopiedRecord> {
