@@ -1,5 +1,6 @@
 import { largestKept } from "../repository/kept-files.js";
 import { diskOf, imageName, type Manifest } from "../repository/manifest.js";
+import { manifestTextOf } from "../repository/manifest-text.js";
 
 const MIB = 1024 * 1024;
 /** What an image may have beside twice its disk, and a digest file beside its records. */
@@ -31,7 +32,10 @@ export function asCopied(point: Manifest): Manifest {
   return { ...others, disks: point.disks.map((disk) => ({ ...disk, file: copiedName(point, disk.file) })) };
 }
 
-/** The same of the text of its manifest, with what this program knows nothing of. */
+/**
+ * The same of the text of its manifest, with what this program knows nothing of.
+ * @throws {DamageError} as `manifestTextOf`
+ */
 export function asCopiedText(text: string, point: Manifest): string {
   if (point.aside === undefined) return text;
   const {
@@ -44,7 +48,7 @@ export function asCopiedText(text: string, point: Manifest): string {
     disks: { readonly file: string }[];
   };
   const disks = others.disks.map((disk) => ({ ...disk, file: copiedName(point, disk.file) }));
-  return `${JSON.stringify({ ...others, disks }, null, 2)}\n`;
+  return manifestTextOf({ ...others, disks });
 }
 
 export function imageBytesOf(point: Manifest, disk: string): number {

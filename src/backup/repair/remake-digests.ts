@@ -52,6 +52,7 @@ export async function isDigestFileRight(
  * changed.
  * @param folder of the point
  * @returns whether the file could be made
+ * @throws {DamageError} `E_MANIFEST`: the manifest would have to be changed, and can't be
  * @throws the file system's or the store's error
  */
 export async function remakeDigests(
@@ -71,7 +72,8 @@ export async function remakeDigests(
         : (await writeTo(undefined)) === digests.sha256;
       if (isMade) return true;
     } catch (error) {
-      if (!(error instanceof DamageError)) throw error;
+      // That the point's manifest can't be changed is true of each way.
+      if (!(error instanceof DamageError) || error.code === "E_MANIFEST") throw error;
     }
   }
   return false;

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { plainName } from "../storage/aside-name.js";
 import type { MergeState } from "../storage/stored-writing.js";
 import { formatManifest, type Manifest, parseManifest } from "./manifest.js";
+import { manifestTextOf } from "./manifest-text.js";
 import { rewritten } from "./rewritten.js";
 
 /**
@@ -22,7 +23,7 @@ export function mergeState(bytes: Buffer): MergeState | undefined {
   const images = disks.map(({ file }) => file);
   const others = disks.flatMap(({ map, digests }) => [map?.file ?? [], digests?.file ?? []].flat());
   return {
-    text: named(text, plain, {}),
+    text: () => named(text, plain, {}),
     aside: images.flatMap((from) => (plain(from) === from ? [] : { from, to: plain(from) })),
     named: [...images.map(plain), ...others, ...files.map(({ file }) => file)],
     families: [
@@ -36,6 +37,7 @@ export function mergeState(bytes: Buffer): MergeState | undefined {
  * A manifest that names other files for some images. All else stays, also what this program knows nothing of,
  * and what lies aside already.
  * @param aside the new names of the files
+ * @throws {DamageError} as `manifestTextOf`
  */
 export function withImagesAside(text: string, aside: ReadonlyMap<string, string>): string {
   const { aside: before = {} } = JSON.parse(text) as { aside?: Readonly<Record<string, string>> };
@@ -57,14 +59,15 @@ function named(
 /**
  * The text of a manifest that takes the place of another one in an object store.
  * @param text the one that it replaces; what this program knows nothing of stays
+ * @throws {DamageError} as `manifestTextOf`
  */
 export function replacingManifest(text: string, point: Manifest): string {
   return revised(changed(text, point));
 }
 
-/** The same in a folder. */
+/** The same in a folder. @throws {DamageError} as `manifestTextOf` */
 export function changedManifest(text: string, point: Manifest): string {
-  return `${JSON.stringify(changed(text, point), null, 2)}\n`;
+  return manifestTextOf(changed(text, point));
 }
 
 function changed(text: string, point: Manifest): object {
@@ -74,5 +77,5 @@ function changed(text: string, point: Manifest): object {
 
 /** Another text each time, so that each has an ETag of its own. */
 function revised(point: object): string {
-  return `${JSON.stringify({ ...point, revision: randomUUID() }, null, 2)}\n`;
+  return manifestTextOf({ ...point, revision: randomUUID() });
 }

@@ -5,6 +5,7 @@ import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { MOST_MANIFEST_BYTES, type StoredFolder } from "../storage/stored-folder.js";
 import { type Manifest, parseManifest } from "./manifest.js";
+import { manifestTextOf } from "./manifest-text.js";
 
 export const MANIFEST = "point.json";
 
@@ -83,7 +84,7 @@ export async function manifestText(folder: StoredFolder, known: Manifest): Promi
  * Gives the manifest of a point another `createdAt`, in one step. All else stays as it is, also what this
  * program knows nothing of.
  * @param beforeRename called right before the change
- * @throws {DamageError} `E_LINK`: something else is in its place
+ * @throws {DamageError} `E_LINK`: something else is in its place; as `manifestTextOf`
  */
 export async function redate(
   folder: HeldFolder,
@@ -97,7 +98,7 @@ export async function redate(
   await folder.sync();
 }
 
-/** The text of a manifest with another `createdAt`. */
+/** The text of a manifest with another `createdAt`. @throws {DamageError} as `manifestTextOf` */
 export function redated(text: string, createdAt: string): string {
-  return `${JSON.stringify({ ...(JSON.parse(text) as object), createdAt }, null, 2)}\n`;
+  return manifestTextOf({ ...(JSON.parse(text) as object), createdAt });
 }

@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { parseJson } from "../base/json.js";
+import { manifestTextOf } from "./manifest-text.js";
 import { redated } from "./read-manifest.js";
 
 const dated = z.looseObject({
@@ -22,11 +23,12 @@ const dated = z.looseObject({
 /**
  * The text of a manifest in an object store with another `createdAt`.
  * @param etag of the manifest with `text`
+ * @throws {DamageError} as `manifestTextOf`
  */
 export function redatedInStore(text: string, createdAt: string, etag: string): string {
   const point = JSON.parse(redated(text, createdAt)) as { revision?: unknown };
   const note = { etags: [...etagsBefore(text), etag], revision: point.revision };
-  return `${JSON.stringify({ ...point, redated: note }, null, 2)}\n`;
+  return manifestTextOf({ ...point, redated: note });
 }
 
 /** The ETags of the manifests that this one has replaced with nothing changed but the time. */

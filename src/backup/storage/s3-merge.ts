@@ -62,9 +62,18 @@ export class S3Merge implements StoredMerge {
     const note = await putNote(place, lease, id, noteOf("merging"), options);
     const there = await bucket.get(`${prefix}${id}/${manifest}`, MOST_MANIFEST_BYTES, options);
     if (!there) return giveUp(lease, `point ${id} is gone`);
+    const state = place.mergeState(there.bytes);
     // What dead runs have left was settled when the lease was taken.
-    if (place.mergeState(there.bytes)?.aside.length) return giveUp(lease, `another one merges point ${id}`);
-    return new S3Merge(place, lease, id, { manifest: there, note }, options);
+    if (state?.aside.length) return giveUp(lease, `another one merges point ${id}`);
+    const merge = new S3Merge(place, lease, id, { manifest: there, note }, options);
+    try {
+      // What can't be undone is not begun.
+      state?.text();
+    } catch (error) {
+      await merge.discard().catch(() => undefined);
+      throw error;
+    }
+    return merge;
   }
 
   nameOf(name: string): string {
@@ -122,6 +131,9 @@ export class S3Merge implements StoredMerge {
     const { bucket, onChange } = this.#place;
     // Not with the caller's signal: it would have to be undone.
     const options = { signal: this.#lease.lost };
+    const before = this.#current.manifest.bytes.toString("utf8");
+    // Both before anything is changed: it may be that one of them can't be made.
+    const manifests = { aside: aside(before), merged: merged(before) };
     const note = noteOf("replacing", this.#uploads);
     this.#current.note = await putNote(this.#place, this.#lease, this.#id, note, options);
     refuse(await recordsIn(this.#place, options));
@@ -132,8 +144,7 @@ export class S3Merge implements StoredMerge {
       await copyObject(bucket, this.#key(name), this.#key(this.nameOf(name)), options);
       onStep(`aside ${name}`);
     }
-    const before = this.#current.manifest.bytes.toString("utf8");
-    await this.#replaceManifest(aside(before), options);
+    await this.#replaceManifest(manifests.aside, options);
     onStep("manifest aside");
     for (const [name, image] of this.#images) {
       await this.#lease.confirm();
@@ -149,7 +160,7 @@ export class S3Merge implements StoredMerge {
     }
     await prove();
     onStep("images proven");
-    await this.#replaceManifest(merged(before), options);
+    await this.#replaceManifest(manifests.merged, options);
     onChange();
     this.#isCommitted = true;
     onStep("manifest merged");

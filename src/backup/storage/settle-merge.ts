@@ -22,6 +22,7 @@ const MOST_TRIES = 5;
  * @param options.uploads that its note tells of: a store may list some late
  * @throws {BackupError} `E_LEASE_LOST`; `E_S3_FAILED`: the store has copied something else back. What lies
  *   aside stays then, and the manifest names it
+ * @throws {DamageError} `E_MANIFEST`: as `MergeState.text`
  */
 export async function settleMerge(
   place: Place,
@@ -46,6 +47,8 @@ export async function settleMerge(
     if (!state) return;
     const isTouched = uploads > 0 || state.aside.length > 0;
     if (!isTouched && (await leftFiles(place, id, state, options)).length === 0) return;
+    // Before anything is copied: it may be that it can't be made.
+    const bytes = Buffer.from(state.text());
     for (const { from, to } of state.aside) {
       await copyObject(bucket, `${point}${from}`, `${point}${to}`, {
         ...options,
@@ -53,7 +56,6 @@ export async function settleMerge(
       });
     }
     await lease.confirm();
-    const bytes = Buffer.from(state.text);
     const replaced = await replaceObject(bucket, `${point}${manifest}`, bytes, {
       ...options,
       abilities,

@@ -130,7 +130,10 @@ export interface StoredMerge {
 }
 
 export interface MergedManifests {
-  /** The manifest that names the files that lie aside, made from the one that is there. */
+  /**
+   * The manifest that names the files that lie aside, made from the one that is there. If this throws, or
+   * `merged`, the point stays as it is.
+   */
   readonly aside: (text: string) => string;
   /** The one that describes the new images, made from the one that was there before the merge. */
   readonly merged: (text: string) => string;
@@ -151,8 +154,11 @@ export interface MergedManifests {
 
 /** What a manifest says of files that a merge has moved. */
 export interface MergeState {
-  /** The manifest that names the files as they were called before the merge. Another text each time. */
-  readonly text: string;
+  /**
+   * The manifest that names the files as they were called before the merge. Another text each time.
+   * @throws {DamageError} `E_MANIFEST`: what this program knows nothing of is too deep or too long in it
+   */
+  readonly text: () => string;
   /** The files that lie aside, and their names in `text`. */
   readonly aside: readonly { readonly from: string; readonly to: string }[];
   /** Files that `text` names. */

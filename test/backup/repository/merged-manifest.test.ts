@@ -2,9 +2,12 @@ import { describe, expect, it } from "vitest";
 import { parseManifest } from "../../../src/backup/repository/manifest.js";
 import {
   changedManifest,
+  mergeState,
   replacingManifest,
   withImagesAside,
 } from "../../../src/backup/repository/merged-manifest.js";
+import { redated } from "../../../src/backup/repository/read-manifest.js";
+import { redatedInStore } from "../../../src/backup/repository/redated-in-store.js";
 
 const ID = "20261129T220000.000Z";
 const BYTES = { virtualSize: 65_536, dirtyBytes: 0, dataBytes: 0, zeroBytes: 0, storedBytes: 0 };
@@ -52,6 +55,31 @@ describe("a manifest that takes the place of another one", () => {
       ...NEWER,
       disks: NEWER.disks.toReversed(),
     });
+  });
+});
+
+describe("a manifest with deep fields that this program knows nothing of", () => {
+  const deep = (depth: number): string =>
+    JSON.stringify(NEWER).replace("{", `{"deep":${"[".repeat(depth)}${"]".repeat(depth)},`);
+  const ways: Record<string, (text: string) => string> = {
+    changed: (text) => changedManifest(text, parseManifest(text, "a manifest")),
+    replaced: (text) => replacingManifest(text, parseManifest(text, "a manifest")),
+    aside: (text) => withImagesAside(text, new Map([["vda.qcow2", "vda.qcow2~0000000a"]])),
+    redated: (text) => redated(text, NEWER.createdAt),
+    "redated in a store": (text) => redatedInStore(text, NEWER.createdAt, "etag"),
+    undone: (text) => mergeState(Buffer.from(text))?.text() ?? "",
+  };
+
+  it.each(Object.entries(ways))("is never longer than it may be when it is %s", (_, change) => {
+    const text = change(deep(1_450));
+    expect(text.length).toBeLessThan(4 * 1024 * 1024);
+    expect(text).toContain("[".repeat(1_450));
+    expect(change(deep(100))).toContain("\n  ");
+  });
+
+  it.each(Object.entries(ways))("is refused if it can't be %s", (_, change) => {
+    for (const text of [deep(10_000), deep(1).replace("[]", `["${"\\u0000".repeat(800_000)}"]`)])
+      expect(() => change(text)).toThrow(expect.objectContaining({ code: "E_MANIFEST" }));
   });
 });
 

@@ -88,6 +88,24 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
 
   const lost = { code: "E_LEASE_LOST" };
 
+  it("changes nothing, and leaves nothing, where a manifest can't be changed", async () => {
+    prefix = "deep/vm/";
+    const merge = await newImage();
+    const failing = (): never => {
+      throw new RangeError("too deep");
+    };
+    const others = { stale: [], prove: async () => undefined, refuse: () => undefined };
+    await expect(merge.commit({ ...others, aside: (text) => text, merged: failing })).rejects.toThrow("deep");
+    expect(await names()).toEqual([`.${ID}.partial`, `${ID}/point.json`, `${ID}/vda.qcow2`]);
+    await merge.discard();
+    await assertAsBefore();
+    const deep = `${JSON.stringify(POINT).slice(0, -1)},"deep":${"[".repeat(10_000)}${"]".repeat(10_000)}}`;
+    await writers.other.put(`${prefix}${ID}/point.json`, Buffer.from(deep));
+    await expect(begun.at(-1)?.merge(ID)).rejects.toMatchObject({ code: "E_MANIFEST" });
+    expect(await names()).toEqual([`${ID}/point.json`, `${ID}/vda.qcow2`]);
+    await begun.at(-1)?.clearLeftovers();
+  });
+
   it("puts nothing in place when the next one has looked before", async () => {
     prefix = "before/vm/";
     const merge = await newImage();
