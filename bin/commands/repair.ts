@@ -94,9 +94,13 @@ async function repair(repository: Repository, domain: string, job: Job): Promise
   const ids = await repository.pointNames(domain);
   const before = await verify(repository, domain, ids, job);
   const bad = before.filter(({ findings }) => findings.length > 0).map(({ id }) => id);
-  const mended = bad.length === 0 ? [] : await mend(repository, domain, bad, job.living, job);
+  const spared = new Set<string>();
+  const onSpared = (id: string): void => void spared.add(id);
+  const mended =
+    bad.length === 0 ? [] : await mend(repository, domain, bad, job.living, { ...job, onSpared });
   let reports = await verifyAgain(repository, domain, before, mended, job);
-  const wanting = job.options.fromDomain ? leftToMend(reports, mended) : [];
+  // Whatever the guest has, a spared one stays as it is.
+  const wanting = (job.options.fromDomain ? leftToMend(reports, mended) : []).filter((id) => !spared.has(id));
   if (wanting.length > 0) {
     const taken = await mendFromDomain(repository, domain, wanting, mended, job);
     // A dry run has found once more what it had found before.
@@ -119,16 +123,20 @@ async function repair(repository: Repository, domain: string, job: Job): Promise
   };
 }
 
+interface MendJob extends Pick<Job, "dryRun" | "signal" | "output"> {
+  readonly onSpared?: (id: string) => void;
+}
+
 async function mend(
   repository: Repository,
   domain: string,
   ids: readonly string[],
   living: LivingDisks,
-  { dryRun, signal, output }: Pick<Job, "dryRun" | "signal" | "output">,
+  { dryRun, signal, output, onSpared }: MendJob,
 ): Promise<Mend[]> {
   const onWarning = (message: string): void => output.warn(message);
   const sourcesOf = (disk: string): readonly ClusterSource[] => living.sourcesOf(disk);
-  return await repairPoints({ repository, domain, ids, dryRun, signal, sourcesOf, onWarning });
+  return await repairPoints({ repository, domain, ids, dryRun, signal, sourcesOf, onWarning, onSpared });
 }
 
 /**

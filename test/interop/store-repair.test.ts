@@ -225,6 +225,64 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     expect(await lab.left("spared")).toEqual([]);
   });
 
+  it("spares all older points where nobody can tell any more what a guest's point is based on", async () => {
+    const address = await copyOf("unread");
+    const image = await flip(keyOf("unread", 0), 20 * MiB + CLUSTER + 5);
+    const damaged = await lab.read(keyOf("unread", 0));
+    const manifest = await lab.read(keyOf("unread", 1, "point.json"));
+    const live = keyOf("unread", 1, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
+    await lab.put(live, "{}");
+    const spared = async (...more: readonly string[]): Promise<void> => {
+      const ran = await nbdpull("repair", address, ...more);
+      expect(ran.code).toBe(3);
+      const text = `point ${idOf(0)} of ${NAME} is not mended now: a guest runs on point ${idOf(1)}`;
+      // Once, and nothing else: no domain is asked for what could not be mended anyway.
+      expect(ran.stderr.split(text)).toHaveLength(2);
+      expect(ran.stderr).not.toMatch(/ E_/);
+      expect((await lab.read(keyOf("unread", 0))).equals(damaged)).toBe(true);
+    };
+    const nowhere = [NAME, "--from-domain", "--connect", "qemu+unix:///system?socket=/nowhere"];
+    await spared(...nowhere);
+    await lab.put(keyOf("unread", 1, "point.json"), "[");
+    await spared();
+    await spared(...nowhere);
+    // The guest's begins after the look.
+    await lab.remove(live);
+    let isPut = false;
+    lab.line.fault = ({ method, url }) => {
+      if (method !== "PUT" || !url.includes(`.${idOf(0)}.partial`) || isPut) return undefined;
+      isPut = true;
+      void lab.put(live, "{}");
+      return undefined;
+    };
+    await spared();
+    lab.line.fault = () => undefined;
+    await lab.remove(live);
+    await lab.put(keyOf("unread", 1, "point.json"), manifest);
+    await repair(0, address);
+    expect((await lab.read(keyOf("unread", 0))).equals(image)).toBe(true);
+  });
+
+  it("leaves points whose manifests can't be changed, says why, and mends all others", async () => {
+    const address = await copyOf("deep");
+    await flip(keyOf("deep", 0), 20 * MiB + CLUSTER + 5);
+    await lab.remove(keyOf("deep", 1, "vda.digests"));
+    const image = await flip(keyOf("deep", 2), 4 * CLUSTER + 5);
+    for (const point of [0, 1]) {
+      const text = (await lab.read(keyOf("deep", point, "point.json"))).toString();
+      const deep = `{"later": ${"[".repeat(10_000)}${"]".repeat(10_000)},`;
+      await lab.put(keyOf("deep", point, "point.json"), text.replace("{", deep));
+    }
+    const ran = await nbdpull("repair", address, "--json");
+    expect(ran.code).toBe(3);
+    for (const point of [0, 1])
+      expect(ran.stderr).toContain(`the manifest of point ${idOf(point)} can't be changed`);
+    expect((ran.json() as { domains: Repaired[] }).domains[0]?.mended).toMatchObject([{ point: idOf(2) }]);
+    expect((await lab.read(keyOf("deep", 2))).equals(image)).toBe(true);
+    const left = await lab.half("deep");
+    expect(left.filter((key) => !key.endsWith("/.damage.json"))).toEqual([]);
+  });
+
   it("proves what a raw image has of zeroes as it proves its data", async () => {
     await using raw = await MemoryChain.start(40 * MiB + 512);
     raw.disk.write(0, Buffer.alloc(CLUSTER, "raw"));

@@ -5,7 +5,8 @@
  * Read this file first: it goes through the disks of points. `remake-digests.ts` makes lost digest files
  * again, `mend-clusters.ts` finds damaged clusters and what is right for them, and `cluster-sources.ts` is
  * where that comes from. `folder-mender.ts` writes it into images in place, `store-mender.ts` has an object
- * store make new ones. Whenever this room is killed, nothing is lost, and the next repair goes on.
+ * store make new ones, and `spared-points.ts` tells which of them a guest reads, so that they stay. Whenever
+ * this room is killed, nothing is lost, and the next repair goes on.
  */
 
 import { anySignal } from "../../nbd/index.js";
@@ -53,6 +54,8 @@ interface RepairOptions {
   readonly sourcesOf?: ((disk: string) => readonly ClusterSource[]) | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
+  /** Gets the ids of points that stay as they are now, whatever else would have what is right for them. */
+  readonly onSpared?: ((id: string) => void) | undefined;
   /** @internal tests end the process at each step */
   readonly onStep?: ((step: string) => void) | undefined;
 }
@@ -62,8 +65,8 @@ type MenderOf = ((point: Manifest, disk: DiskManifest) => Promise<ImageMender>) 
 
 /**
  * Mends what can be mended in the given points of a domain. Where a guest runs on one in an object store, that
- * one and those that it is based on stay as they are, with a warning. Verify them before, to know which are damaged,
- * and afterwards, to know what is left.
+ * one and those that it is based on stay as they are, with a warning; so does one whose manifest can't be
+ * changed there. Verify them before, to know which are damaged, and afterwards, to know what is left.
  *
  * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`:
  *   a prune died that only the next prune can finish; in an object store `E_S3_LACKS`: it can't replace a
@@ -105,11 +108,15 @@ async function mendPoints(menderOf: MenderOf, options: RepairOptions): Promise<M
   const { repository, domain } = options;
   await assertNoPrune(options);
   const spared = await sparedPoints(repository, domain);
+  const spare = (id: string, why: string): void => {
+    options.onWarning?.(why);
+    options.onSpared?.(id);
+  };
   const mends: Mend[] = [];
   for (const id of options.ids) {
     const live = spared.get(id);
     if (live !== undefined) {
-      options.onWarning?.(sparedText(domain, id, live));
+      spare(id, sparedText(domain, id, live));
       continue;
     }
     // Of several disks, the one before may have changed it.
@@ -125,9 +132,9 @@ async function mendPoints(menderOf: MenderOf, options: RepairOptions): Promise<M
       try {
         mends.push(...(await mendDisk(point, disk, menderOf, options)));
       } catch (error) {
-        if (!hasCode(error, "E_LIVE")) throw error;
-        // It has begun to run meanwhile. The other points can be mended all the same.
-        options.onWarning?.(error.message);
+        // A guest has begun to run on it meanwhile. The other points can be mended all the same.
+        if (!hasCode(error, "E_LIVE") && !hasCode(error, "E_MANIFEST")) throw error;
+        spare(id, error.message);
         break;
       }
     }
@@ -160,6 +167,7 @@ async function mendDisk(
     } catch (error) {
       // What can't be mended, the verify afterwards tells.
       if (!(error instanceof DamageError) && !isUnreadable(error)) throw error;
+      if (hasCode(error, "E_MANIFEST")) throw error;
       // A new image would have this damage too, and could not be proven.
       if (mender?.isDeferred) return mends.filter(({ what }) => what === "digests");
     }

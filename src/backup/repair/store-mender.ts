@@ -11,7 +11,7 @@ import { refcountBytes } from "./folder-mender.js";
 import type { ImageMender, WrongRefcount } from "./image-mender.js";
 import { type ClusterMend, type DamagedCluster, damagedClusters } from "./mend-clusters.js";
 import { type DigestsPlace, isDigestFileRight } from "./remake-digests.js";
-import { sparedText } from "./spared-points.js";
+import { pointsRead, sparedText } from "./spared-points.js";
 
 /** What takes the place of files of a disk. */
 interface Replacement {
@@ -99,9 +99,9 @@ export class StoreMender implements ImageMender {
     if (!this.#writing.canMerge) throw cannotReplace(domain);
     const { lost } = this.#writing;
     const signal = anySignal(stop, lost);
-    const based = await this.#basedOn(point.id);
+    const readBy = await pointsRead(this.#options.repository, domain);
     const refuse = (records: readonly { readonly point: string; readonly name: string }[]): void => {
-      const live = records.find((each) => based.has(each.point) && hasLiveNote([each.name]));
+      const live = records.find((each) => hasLiveNote([each.name]) && readBy(each.point).has(point.id));
       if (live) throw isRead(domain, point.id, live.point);
     };
     const merge = await this.#writing.merge(point.id, { signal, refuse });
@@ -171,17 +171,6 @@ export class StoreMender implements ImageMender {
     const path = `${repository.pointFolder(domain, point.id)}/${file}`;
     const message = `${path} was mended, and what the store has put there is something else: it does not store or copy what it is asked to. The point is as it was before`;
     return new BackupError("E_S3_FAILED", message, { cause, details: { domain, point: point.id } });
-  }
-
-  /** Ids of a point, and of all that need its images. */
-  async #basedOn(id: string): Promise<ReadonlySet<string>> {
-    const { repository, domain } = this.#options;
-    const based = new Set([id]);
-    // The oldest come first, so a parent before what is based on it.
-    for (const each of await repository.points(domain, () => undefined)) {
-      if (each.disks.some(({ parent }) => parent !== null && based.has(parent))) based.add(each.id);
-    }
-    return based;
   }
 }
 
