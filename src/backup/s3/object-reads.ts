@@ -43,8 +43,8 @@ export class ObjectReads {
   /**
    * Fills `target` with the object's bytes from `position`.
    * @param options.etag the object that is meant: another one that has taken its place is damage
-   * @throws {DamageError} `E_S3_CHANGED`: it was replaced; `E_S3_MISSING`
-   * @throws {BackupError} `E_S3_RANGE`: the store sent other bytes than it was asked for
+   * @throws {DamageError} `E_S3_CHANGED`: it was replaced; `E_S3_MISSING`; `E_S3_RANGE`: the store sent other
+   *   bytes than it was asked for
    */
   async readRange(
     key: string,

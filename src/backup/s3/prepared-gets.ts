@@ -1,15 +1,20 @@
 import type { Readable } from "node:stream";
 import { GetObjectCommand, type S3Client } from "@aws-sdk/client-s3";
+import { isPassing } from "./errors.js";
 
-/** For so long a request is repeated before the SDK makes it anew: credentials and endpoints may change. */
+/** For so long a request is repeated before the SDK makes it anew: endpoints may change. */
 const PREPARED_MS = 30_000;
-/** Credentials that end earlier are fetched again by the SDK. */
-const LEAST_LEFT_MS = 120_000;
 /** Objects whose requests are known. */
 const MOST_PREPARED = 1_000;
 /** Those that the store's answer to another one, or the signer, gives anew. */
-const OF_ONE_REQUEST = ["authorization", "x-amz-date", "amz-sdk-invocation-id", "amz-sdk-request"];
-/** The one way to sign that keeps nothing from one request to the next. */
+const OF_ONE_REQUEST = [
+  "authorization",
+  "x-amz-date",
+  "x-amz-security-token",
+  "amz-sdk-invocation-id",
+  "amz-sdk-request",
+];
+/** The way to sign that keeps nothing from one request to the next, if it is not that of S3 Express. */
 const PLAIN_SCHEME = "aws.auth#sigv4";
 
 /** What is asked for. */
@@ -38,7 +43,7 @@ interface SdkRequest {
 }
 interface SdkScheme {
   readonly httpAuthOption: { readonly schemeId: string; readonly signingProperties?: object };
-  readonly identity: { readonly expiration?: Date };
+  readonly identity: object;
   readonly signer: { sign(request: SdkRequest, identity: object, properties: object): Promise<SdkRequest> };
 }
 interface SdkResponse {
@@ -57,8 +62,8 @@ interface Prepared {
 /**
  * Requests for bytes of objects. The SDK takes three times as long to make one (endpoint, way of signing,
  * serialization) as to sign and send it, so it makes one of an object in half a minute. The others are that
- * one with another range, signed by the same signer with the same credentials, and sent by the same handler.
- * Whatever is not answered with bytes is left to the SDK.
+ * one with another range, signed by the same signer, and sent by the same handler. The signer asks for the
+ * credentials each time, so it has those of now. Whatever is not answered with bytes is left to the SDK.
  */
 export class PreparedGets {
   readonly #client: S3Client;
@@ -70,8 +75,8 @@ export class PreparedGets {
 
   /** @throws as the SDK, or the handler of its requests */
   async send(asked: AskedBytes, abortSignal: AbortSignal): Promise<SentBytes> {
-    const prepared = this.#prepared.get(asked.Key);
-    if (asked.Range !== undefined && prepared && prepared.until > performance.now()) {
+    const prepared = this.#preparedFor(asked.Key);
+    if (asked.Range !== undefined && prepared) {
       try {
         const sent = await this.#repeat(prepared, asked, abortSignal);
         if (sent) return sent;
@@ -83,6 +88,13 @@ export class PreparedGets {
       this.#prepared.delete(asked.Key);
     }
     return await this.#make(asked, abortSignal);
+  }
+
+  #preparedFor(key: string): Prepared | undefined {
+    const prepared = this.#prepared.get(key);
+    if (!prepared || prepared.until > performance.now()) return prepared;
+    this.#prepared.delete(key);
+    return undefined;
   }
 
   async #make(asked: AskedBytes, abortSignal: AbortSignal): Promise<SentBytes> {
@@ -101,7 +113,10 @@ export class PreparedGets {
     return { body: Body as Readable, etag: ETag, contentRange: ContentRange, contentLength: ContentLength };
   }
 
-  /** @returns undefined: the store has answered with something else than bytes */
+  /**
+   * @returns undefined: the store has answered with something else than bytes
+   * @throws with the answer's status, if that may pass: a store that asks to be spared is not asked at once
+   */
   async #repeat(
     { request, scheme }: Prepared,
     { Range, IfMatch }: AskedBytes,
@@ -125,6 +140,8 @@ export class PreparedGets {
     const { statusCode, headers: told, body } = answer.response as unknown as SdkResponse;
     if (statusCode !== 206 && statusCode !== 200) {
       body.destroy();
+      const failure = { name: `status ${statusCode}`, $metadata: { httpStatusCode: statusCode } };
+      if (isPassing(failure)) throw Object.assign(new Error("the store cannot answer now"), failure);
       return undefined;
     }
     return {
@@ -138,14 +155,14 @@ export class PreparedGets {
 
 /** @returns undefined: another SDK has it otherwise, or it is signed in a way that is good for one request */
 function preparedOf(request: unknown, context: object): Prepared | undefined {
+  // It is signed with credentials of a session, which this signer knows nothing of.
+  if ("s3ExpressIdentity" in context) return undefined;
   const { __smithy_context: known } = context as {
     readonly __smithy_context?: { readonly selectedHttpAuthScheme?: SdkScheme };
   };
   const scheme = known?.selectedHttpAuthScheme;
   const { headers } = (request ?? {}) as Partial<SdkRequest>;
   if (scheme?.httpAuthOption?.schemeId !== PLAIN_SCHEME || !headers) return undefined;
-  const { expiration } = scheme.identity;
-  if (expiration && expiration.getTime() < Date.now() + LEAST_LEFT_MS) return undefined;
   const lasting = Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value] as const);
   const ofAll = lasting.filter(([name]) => !OF_ONE_REQUEST.includes(name) && name !== "if-match");
   const copy = Object.assign(Object.create(Object.getPrototypeOf(request) as object), request, {
