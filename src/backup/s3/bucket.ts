@@ -7,6 +7,7 @@
  * it is compared with what was asked for, and bounded.
  */
 
+import { setMaxListeners } from "node:events";
 import {
   AbortMultipartUploadCommand,
   DeleteObjectCommand,
@@ -120,6 +121,8 @@ export class Bucket implements Asker, Disposable {
     const abort = (): void => own.abort(both.find(({ aborted }) => aborted)?.reason);
     for (const each of both) {
       if (each.aborted) abort();
+      // Each request that is under way has one there, so many are not a leak.
+      setMaxListeners(0, each);
       each.addEventListener("abort", abort, { once: true });
     }
     try {

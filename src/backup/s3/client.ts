@@ -10,7 +10,7 @@ const CONNECT_MS = 10_000;
 /** A connection on which nothing moves for so long is given up. */
 const IDLE_MS = 30_000;
 /** The same while a store copies: some say nothing before they have done it. */
-const COPY_IDLE_MS = 300_000;
+export const COPY_IDLE_MS = 300_000;
 /** Bytes a second that a store copies at least: a part has up to 5 GiB. */
 const LEAST_COPIED = 2 * 1024 * 1024;
 /** Where a store is not AWS, the region is part of the signature only. */

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   type CompletedPart,
   CompleteMultipartUploadCommand,
@@ -8,7 +9,14 @@ import {
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket } from "./bucket.js";
+import { COPY_IDLE_MS, copyIdleMs } from "./client.js";
 import { isAbsent, reasonOf } from "./errors.js";
+
+/**
+ * In milliseconds: after each of these pauses it is looked whether parts have arrived since an upload was
+ * aborted.
+ */
+const LOOKS_AFTER_MS = [250, 500, 1_000, 2_000];
 
 /** Bytes of another object of the bucket, which the store copies by itself. */
 export interface CopiedRange {
@@ -29,6 +37,8 @@ export class Multipart {
   /** Those of parts. */
   readonly #ofParts: AskOptions;
   #id: Promise<string> | undefined;
+  /** Whether a request of a part has failed: it may be on its way still. */
+  #isPartOnItsWay = false;
 
   /**
    * @param options.stop ends the requests of parts, and lets no other one begin: one of them has failed
@@ -65,13 +75,25 @@ export class Multipart {
   /** @param PartNumber from 1 */
   async put(PartNumber: number, Body: Uint8Array): Promise<CompletedPart> {
     const request = { ...(await this.#part(PartNumber)), Body };
-    const { ETag } = await this.#bucket.ask("writing", this.key, this.#ofParts, (abortSignal) =>
+    const { ETag } = await this.#askPart("writing", this.key, (abortSignal) =>
       this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
     );
     return { PartNumber, ETag: this.#told(ETag) };
   }
 
-  /** Has the store copy a part. */
+  async #askPart<T>(action: string, key: string, request: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    try {
+      return await this.#bucket.ask(action, key, this.#ofParts, request);
+    } catch (error) {
+      this.#isPartOnItsWay = true;
+      throw error;
+    }
+  }
+
+  /**
+   * Has the store copy a part. That of a large one is waited for once only: the store would begin anew, and
+   * have the same time again.
+   */
   async copy(PartNumber: number, range: CopiedRange): Promise<CompletedPart> {
     const { key, etag, start, length, isWhole } = range;
     const { bucket } = this.#bucket.address;
@@ -82,9 +104,17 @@ export class Multipart {
       CopySourceIfMatch: etag,
     };
     const copier = await this.#bucket.copier(length);
-    const { CopyPartResult } = await this.#bucket.ask("copying", key, this.#ofParts, (abortSignal) =>
-      copier.send(new UploadPartCopyCommand(request), { abortSignal }),
-    );
+    const { CopyPartResult } = await this.#askPart("copying", key, async (abortSignal) => {
+      const begunAt = performance.now();
+      try {
+        return await copier.send(new UploadPartCopyCommand(request), { abortSignal });
+      } catch (error) {
+        // A connection that was never there is given up after seconds, and tried again.
+        const isSilent = reasonOf(error) === "TimeoutError" && performance.now() - begunAt >= COPY_IDLE_MS;
+        const isLong = copyIdleMs(length) > COPY_IDLE_MS;
+        throw isSilent && isLong ? this.#bucket.failure(error, "copying", key) : error;
+      }
+    });
     return { PartNumber, ETag: this.#told(CopyPartResult?.ETag) };
   }
 
@@ -99,7 +129,8 @@ export class Multipart {
   }
 
   /**
-   * Makes the object of its parts, also in place of one that has its key.
+   * Makes the object of its parts, also in place of one that has its key. No signal ends that when it is under
+   * way: the object could appear after what was left had been removed, and nobody would look for it.
    * @returns whether the store says so; otherwise there is no such upload: an earlier try may have succeeded,
    *   and its answer been lost
    */
@@ -107,8 +138,9 @@ export class Multipart {
     const { bucket } = this.#bucket.address;
     const UploadId = await this.begin();
     const request = { Bucket: bucket, Key: this.key, UploadId, MultipartUpload: { Parts } };
+    this.#ofParts.signal?.throwIfAborted();
     try {
-      await this.#bucket.ask("completing", this.key, this.#options, (abortSignal) =>
+      await this.#bucket.ask("completing", this.key, {}, (abortSignal) =>
         this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
       );
       return true;
@@ -119,10 +151,26 @@ export class Multipart {
     }
   }
 
-  /** Ends an upload that was begun, so that the store drops its parts. A later run's look finds it otherwise. */
+  /**
+   * Ends an upload that was begun, so that the store drops its parts. Parts that were on their way may arrive
+   * afterwards: then it is aborted again, for some seconds. Those that arrive later still take room until a
+   * rule of the bucket ends old uploads (lifecycle.ts). If this fails, a later run's look finds the upload.
+   */
   async abort(): Promise<void> {
     const uploadId = await this.#id?.catch(() => undefined);
     if (uploadId === undefined) return;
-    await this.#bucket.abortUpload({ key: this.key, uploadId }).catch(() => undefined);
+    const upload = { key: this.key, uploadId };
+    try {
+      await this.#bucket.abortUpload(upload);
+      for (const pauseMs of this.#isPartOnItsWay ? LOOKS_AFTER_MS : []) {
+        await sleep(pauseMs);
+        // Credentials that may write need not be allowed to look.
+        const parts = await this.#bucket.uploadedParts(upload).catch(() => undefined);
+        if (parts?.size === 0) return;
+        await this.#bucket.abortUpload(upload);
+      }
+    } catch {
+      // The failure that has led here is told.
+    }
   }
 }

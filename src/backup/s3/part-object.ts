@@ -1,4 +1,5 @@
 import type { CompletedPart } from "@aws-sdk/client-s3";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket } from "./bucket.js";
 import { Multipart } from "./multipart.js";
@@ -10,8 +11,8 @@ import { Multipart } from "./multipart.js";
 export class PartObject {
   readonly #bucket: Bucket;
   readonly #multipart: Multipart;
+  /** For what follows when it is an object. */
   readonly #options: AskOptions;
-  readonly #stop: AbortSignal;
   readonly #pieces: Promise<CompletedPart>[] = [];
   #size = 0;
 
@@ -19,15 +20,10 @@ export class PartObject {
    * @param key that no other object has
    * @param options.stop as for {@link Multipart}
    */
-  constructor(
-    bucket: Bucket,
-    key: string,
-    { stop, ...options }: AskOptions & { readonly stop: AbortSignal },
-  ) {
+  constructor(bucket: Bucket, key: string, { signal, stop }: AskOptions & { readonly stop: AbortSignal }) {
     this.#bucket = bucket;
-    this.#multipart = new Multipart(bucket, key, { ...options, stop });
-    this.#options = options;
-    this.#stop = stop;
+    this.#multipart = new Multipart(bucket, key, { signal, stop });
+    this.#options = { signal: anySignal(signal, stop) };
   }
 
   /**
@@ -52,8 +48,6 @@ export class PartObject {
   async moveInto(whole: Multipart, number: number): Promise<CompletedPart> {
     const { key } = this.#multipart;
     const pieces = await Promise.all(this.#pieces);
-    // A request that makes an object is not ended: it could come after what was left had been removed.
-    this.#stop.throwIfAborted();
     await this.#multipart.complete(pieces);
     const found = await this.#bucket.find(key, this.#options);
     if (found?.size !== this.#size) {

@@ -388,7 +388,7 @@ export class ObjectUpload implements AsyncDisposable {
     this.#isDone = true;
     this.#fail(new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`));
     await Promise.all(this.#pending);
-    for (const object of this.#objects.values()) await object.abort();
-    if (!this.#isMade) await this.#multipart.abort();
+    const those = [...this.#objects.values(), ...(this.#isMade ? [] : [this.#multipart])];
+    await Promise.all(those.map((each) => each.abort()));
   }
 }
