@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import type { CompletedPart } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
+import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
 import { type CopiedRange, Multipart } from "./multipart.js";
@@ -22,7 +23,8 @@ const UPLOADS_AT_ONCE = 4;
 /** Bytes that this process has, or gets when they are about to be sent. */
 interface WrittenRange {
   readonly length: number;
-  read(): Promise<Buffer>;
+  /** @param signal ends it: the bytes are not needed any more */
+  read(signal: AbortSignal): Promise<Buffer>;
 }
 
 export type AssembledRange = CopiedRange | WrittenRange;
@@ -82,6 +84,8 @@ export class ObjectAssembly implements AsyncDisposable {
   readonly #multipart: Multipart;
   #failure: { readonly reason: unknown } | undefined;
   readonly #stop: AbortController;
+  /** Of what is read to be sent. */
+  readonly #signal: AbortSignal;
   #isOver = false;
 
   /** @param stop ends the requests of parts */
@@ -96,6 +100,7 @@ export class ObjectAssembly implements AsyncDisposable {
     this.#options = options;
     this.uploadId = uploadId;
     this.#stop = stop;
+    this.#signal = anySignal(options.signal, stop.signal);
     this.#multipart = multipart;
     const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
     const enough = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
@@ -253,7 +258,7 @@ export class ObjectAssembly implements AsyncDisposable {
 
   async #send(number: number, { read, length }: WrittenRange): Promise<CompletedPart> {
     this.#throwFailure();
-    const bytes = await read();
+    const bytes = await read(this.#signal);
     assert(bytes.length === length, `part ${number} of ${this.key} has ${bytes.length} bytes`);
     return await this.#upload(number, bytes);
   }

@@ -1,5 +1,5 @@
 import type { AssembledRange } from "../s3/assembly.js";
-import type { AskOptions, Bucket, StoredObject } from "../s3/bucket.js";
+import type { Bucket, StoredObject } from "../s3/bucket.js";
 import type { StoredPatch } from "./stored-writing.js";
 
 /**
@@ -20,7 +20,6 @@ export function patchedRanges(
   bucket: Bucket,
   original: StoredObject,
   patches: readonly StoredPatch[],
-  options: AskOptions,
 ): AssembledRange[] {
   const end = patches.reduce((most, { position, length }) => Math.max(most, position + length), 0);
   // An object that was cut off inside a cluster is filled up with zeroes.
@@ -32,7 +31,7 @@ export function patchedRanges(
   const all = filling.length > 0 ? [filling, ...patches] : patches;
   for (let cellBytes = CELL_BYTES; ; cellBytes *= 2) {
     const cells = cellsOf(all, cellBytes);
-    const ranges = rangesOf(bucket, original, { cells, cellBytes }, options);
+    const ranges = rangesOf(bucket, original, { cells, cellBytes });
     if (ranges.length <= MOST_RANGES || cells.size <= 1) return ranges;
   }
 }
@@ -57,7 +56,6 @@ function rangesOf(
   bucket: Bucket,
   { key, etag, size }: StoredObject,
   { cells, cellBytes }: { readonly cells: Cells; readonly cellBytes: number },
-  options: AskOptions,
 ): AssembledRange[] {
   const ranges: AssembledRange[] = [];
   const end = [...cells.values()]
@@ -70,11 +68,14 @@ function rangesOf(
   for (const [cell, patches] of [...cells].sort(([one], [other]) => one - other)) {
     const start = cell * cellBytes;
     const length = Math.min(end - start, cellBytes);
-    const read = async (): Promise<Buffer> => {
+    const read = async (signal: AbortSignal): Promise<Buffer> => {
       const bytes = Buffer.alloc(length);
       const there = bytes.subarray(0, Math.max(0, size - start));
-      if (there.length > 0) await bucket.readRange(key, there, start, { ...options, etag });
-      for (const patch of patches) await apply(patch, bytes, start);
+      if (there.length > 0) await bucket.readRange(key, there, start, { signal, etag });
+      for (const patch of patches) {
+        signal.throwIfAborted();
+        await apply(patch, bytes, start);
+      }
       return bytes;
     };
     copyTo(start);

@@ -100,7 +100,7 @@ export class S3Merge implements StoredMerge {
   async patch(name: string, patches: readonly StoredPatch[]): Promise<void> {
     const { bucket } = this.#place;
     const key = this.#key(name);
-    const ranges = patchedRanges(bucket, await bucket.findThere(key, this.#options), patches, this.#options);
+    const ranges = patchedRanges(bucket, await bucket.findThere(key, this.#options), patches);
     const parts = { headBytes: 0, ranges, tailPartBytes: LEAST_PART_BYTES };
     const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, ...parts });
     this.#images.set(name, image);
