@@ -4,7 +4,8 @@ import type { CompletedPart } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
+import type { AskOptions, StoredObject } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { type CopiedRange, Multipart } from "./multipart.js";
 import { LARGEST_PART } from "./part-layout.js";
 

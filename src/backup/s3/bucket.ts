@@ -33,8 +33,6 @@ const PATIENCE_MS = 60_000;
 const FIRST_PATIENCE_MS = 2_500;
 const DELETES_AT_ONCE = 16;
 
-export type { AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
-
 export class Bucket implements Asker, Disposable {
   readonly address: S3Address;
   readonly client: S3Client;

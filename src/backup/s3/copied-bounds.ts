@@ -1,7 +1,8 @@
 import { createHash } from "node:crypto";
 import { BackupError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
-import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
+import type { AskOptions, StoredObject } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 
 const MIB = 1024 * 1024;
 /** Both ends of so many bytes are compared, or of a sixteenth of a part if that is more. */

@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import type { AskOptions, Bucket } from "./bucket.js";
+import type { AskOptions } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { Multipart } from "./multipart.js";
 
 /** What a store answers that does not copy. */

@@ -9,7 +9,8 @@ import {
   type PutBucketLifecycleConfigurationCommandInput,
 } from "@aws-sdk/client-s3";
 import { PreconditionError } from "../base/errors.js";
-import type { AskOptions, Bucket } from "./bucket.js";
+import type { AskOptions } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { reasonOf } from "./errors.js";
 
 const DAYS = 7;

@@ -8,7 +8,8 @@ import {
 } from "@aws-sdk/client-s3";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import type { AskOptions, Bucket } from "./bucket.js";
+import type { AskOptions } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { COPY_IDLE_MS, copyIdleMs } from "./client.js";
 import { isAbsent, reasonOf } from "./errors.js";
 

@@ -1,7 +1,8 @@
 import type { CompletedPart } from "@aws-sdk/client-s3";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import type { AskOptions, Bucket } from "./bucket.js";
+import type { AskOptions } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { Multipart } from "./multipart.js";
 
 /**

@@ -1,6 +1,7 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
-import type { AskOptions, Bucket } from "./bucket.js";
+import type { AskOptions } from "./asker.js";
+import type { Bucket } from "./bucket.js";
 import { ObjectUpload } from "./upload.js";
 
 const MIB = 1024 * 1024;

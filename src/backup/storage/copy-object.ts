@@ -1,7 +1,8 @@
 import { BackupError } from "../base/errors.js";
 import { allOrNone, together } from "../base/in-parallel.js";
+import type { AskOptions, StoredObject } from "../s3/asker.js";
 import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
-import type { AskOptions, Bucket, StoredObject } from "../s3/bucket.js";
+import type { Bucket } from "../s3/bucket.js";
 
 /** Both ends of so many bytes are compared. No part that is copied is shorter, if there are several. */
 const COMPARED_BYTES = 32 * 1024 * 1024;

@@ -1,4 +1,5 @@
-import type { AskOptions, Bucket } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
+import type { Bucket } from "../s3/bucket.js";
 import type { StoreAbilities } from "../s3/probe.js";
 
 interface CreateObjectOptions extends AskOptions {

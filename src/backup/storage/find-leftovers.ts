@@ -1,5 +1,5 @@
 import { hasCode } from "../base/errors.js";
-import type { AskOptions } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
 import { plainName } from "./aside-name.js";
 import { notedPoint } from "./point-note.js";
 import { unnamed } from "./settle-merge.js";

@@ -1,5 +1,6 @@
 import type { LeftWhole } from "../image/new-file.js";
-import type { AskOptions, Bucket, PendingUpload, StoredObject } from "../s3/bucket.js";
+import type { AskOptions, PendingUpload, StoredObject } from "../s3/asker.js";
+import type { Bucket } from "../s3/bucket.js";
 import { ObjectETag } from "../s3/etags.js";
 import type { LeftUpload } from "../s3/upload.js";
 

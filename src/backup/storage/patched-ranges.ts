@@ -1,5 +1,6 @@
+import type { StoredObject } from "../s3/asker.js";
 import type { AssembledRange } from "../s3/assembly.js";
-import type { Bucket, StoredObject } from "../s3/bucket.js";
+import type { Bucket } from "../s3/bucket.js";
 import type { StoredPatch } from "./stored-writing.js";
 
 /**

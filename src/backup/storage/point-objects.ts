@@ -1,6 +1,6 @@
 /** The objects of a point in an object store, whether it is one or not. */
 import { PreconditionError } from "../base/errors.js";
-import type { AskOptions } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
 import type { Place } from "./store-place.js";
 
 /** Others may have put any number of objects there. */

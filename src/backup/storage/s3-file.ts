@@ -1,7 +1,8 @@
 import { DamageError } from "../base/errors.js";
 import { fillFrom } from "../image/fill-file.js";
 import type { ReadableFile, RemoteFile, RemoteOptions } from "../image/readable-file.js";
-import type { Bucket, StoredObject } from "../s3/bucket.js";
+import type { StoredObject } from "../s3/asker.js";
+import type { Bucket } from "../s3/bucket.js";
 import type { KeptPieces } from "./kept-pieces.js";
 import { type Fetch, ReadAhead } from "./read-ahead.js";
 

@@ -1,6 +1,7 @@
 import { DamageError, hasCode } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
-import type { Bucket, StoredObject } from "../s3/bucket.js";
+import type { StoredObject } from "../s3/asker.js";
+import type { Bucket } from "../s3/bucket.js";
 import { addUploadRule } from "../s3/lifecycle.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";

@@ -1,8 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { hasCode } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
+import type { AskOptions, StoredObject } from "../s3/asker.js";
 import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
-import type { AskOptions, StoredObject } from "../s3/bucket.js";
 import type { Lease } from "../s3/lease.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { asideName } from "./aside-name.js";

@@ -1,7 +1,7 @@
 import { anySignal } from "../../nbd/index.js";
 import { BackupError, hasCode } from "../base/errors.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
-import type { AskOptions } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
 import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";

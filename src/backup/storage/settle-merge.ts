@@ -1,5 +1,5 @@
 import { BackupError } from "../base/errors.js";
-import type { AskOptions } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
 import type { Lease } from "../s3/lease.js";
 import { plainName } from "./aside-name.js";
 import { copyObject } from "./copy-object.js";

@@ -1,5 +1,5 @@
 import type { NewFile, RemoteNewFile } from "../image/new-file.js";
-import type { AskOptions } from "../s3/bucket.js";
+import type { AskOptions } from "../s3/asker.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**

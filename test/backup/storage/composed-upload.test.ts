@@ -170,7 +170,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store 
     expect(await collect(other.pendingUploads(prefix))).toEqual([]);
   }, 60_000);
 
-  it("begins no further copy of a merge, and removes nothing more, when one has failed", async () => {
+  it("begins no further copy of a merge when one has failed", async () => {
     const etag = await other.put("source", bytes.subarray(0, PIECE));
     const range = { key: "source", etag, start: 0, length: PIECE };
     const ranges = Array.from({ length: 40 }, () => range);
@@ -186,17 +186,18 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store 
     }
     expect(performance.now() - begunAt).toBeLessThan(20_000);
     expect(copies()).toHaveLength(8);
+  }, 60_000);
 
+  it("removes nothing more when a removal has failed", async () => {
     const keys = Array.from({ length: 200 }, (_, i) => `${prefix}gone-${i}`);
     line.fault = ({ method, url }) => {
       if (method !== "DELETE") return undefined;
       return url.includes("gone-3?") ? { answer: 403, code: "AccessDenied" } : "never answer";
     };
-    line.seen.length = 0;
     await expect(mine.remove(keys)).rejects.toMatchObject({ code: "E_S3_ACCESS" });
     await new Promise((resolve) => setTimeout(resolve, 500));
     expect(line.seen.length).toBeLessThanOrEqual(16);
-  }, 60_000);
+  });
 
   it("has a store take its time for a copy: longer for a large part than for a small one", async () => {
     const idleMs = async (bytes: number): Promise<number | undefined> => {
