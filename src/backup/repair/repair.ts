@@ -64,8 +64,8 @@ interface RepairOptions {
 type MenderOf = ((point: Manifest, disk: DiskManifest) => Promise<ImageMender>) | undefined;
 
 /**
- * Mends what can be mended in the given points of a domain. Where a guest runs on one in an object store, that
- * one and those that it is based on stay as they are, with a warning; so does one whose manifest can't be
+ * Mends what can be mended in the given points of a domain. Where a guest runs on one in an object store,
+ * that one and those that it is based on stay as they are, with a warning; so does one whose manifest can't be
  * changed there. Verify them before, to know which are damaged, and afterwards, to know what is left.
  *
  * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`:
