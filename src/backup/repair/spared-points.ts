@@ -1,5 +1,9 @@
+import { allOrNone } from "../base/in-parallel.js";
 import { isLive } from "../repository/live-note.js";
 import type { Repository } from "../repository/repository.js";
+
+/** Points that are looked at side by side: each has to wait for an answer of the store. */
+const LOOKED_AT_ONCE = 16;
 
 /**
  * The points of a domain whose images no other ones may replace now, each with the point that a guest runs on
@@ -12,10 +16,12 @@ export async function sparedPoints(
 ): Promise<ReadonlyMap<string, string>> {
   const spared = new Map<string, string>();
   if (!repository.isInStore) return spared;
-  for (const id of await repository.pointIds(domain)) {
+  const ids = await repository.pointIds(domain);
+  const areLive = await allOrNone(ids, LOOKED_AT_ONCE, undefined, async (id) => {
     await using folder = await repository.openPoint(domain, id);
-    if (await isLive(folder)) spared.set(id, id);
-  }
+    return await isLive(folder);
+  });
+  for (const [i, id] of ids.entries()) if (areLive[i]) spared.set(id, id);
   if (spared.size === 0) return spared;
   const readBy = await pointsRead(repository, domain);
   for (const live of [...spared.keys()]) {

@@ -16,9 +16,7 @@ export async function lookAtRun(
   { geometry, buffer }: Looking,
   note: OnDamage,
 ): Promise<void> {
-  const { clusterSize, virtualSize } = geometry;
-  const offset = run.cluster * clusterSize;
-  const end = Math.min(offset + run.count * clusterSize, virtualSize);
+  const { offset, end } = stretchOf(run, geometry);
   if (run.kind === "zero") {
     await image.expectZeroes(offset, end - offset, note);
     return;
@@ -34,10 +32,17 @@ export async function lookAtStored(
   { geometry, buffer }: Looking,
   note: OnDamage,
 ): Promise<void> {
-  const { clusterSize, virtualSize } = geometry;
-  const offset = run.cluster * clusterSize;
-  const end = Math.min(offset + run.count * clusterSize, virtualSize);
+  const { offset, end } = stretchOf(run, geometry);
   for (let at = offset; at < end; at += buffer.length) {
     await image.read(run, at, buffer.subarray(0, Math.min(buffer.length, end - at)), note);
   }
+}
+
+/** In bytes of the disk; the last cluster may end with it. */
+function stretchOf(
+  { cluster, count }: DigestedRun,
+  { clusterSize, virtualSize }: Geometry,
+): { readonly offset: number; readonly end: number } {
+  const offset = cluster * clusterSize;
+  return { offset, end: Math.min(offset + count * clusterSize, virtualSize) };
 }
