@@ -43,7 +43,7 @@ const LATE_NOTE_MS = 10_000;
  */
 const IMAGE_BUFFERS = 80 * MIB;
 /** The same of one that is uploaded alone: more gains nothing. */
-const ONE_IMAGE_BUFFERS = 64 * MIB;
+const ONE_IMAGE_BUFFERS = 48 * MIB;
 /** The same of a digest file beside its image: one part, which is uploaded before the next one is filled. */
 const IN_ORDER_BUFFERS = 8 * MIB;
 
