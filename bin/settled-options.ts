@@ -1,9 +1,7 @@
 /** What is left of the settings where the command says something else, or is about another repository. */
-import { realpath } from "node:fs/promises";
-import { resolve } from "node:path";
 import type { Command } from "commander";
-import { isS3Address } from "../src/backup/s3/address.js";
 import type { JobServerOptions } from "./job-server.js";
+import { realPlaceOf } from "./place-of.js";
 import { currentSettings } from "./settings.js";
 
 const RULES = ["keepLast", "keepDaily", "keepWeekly", "keepMonthly"];
@@ -77,11 +75,7 @@ async function keepToRepository(
   return repository === undefined || RULES.some(isSet) ? undefined : told;
 }
 
+/** @throws {UsageError} `E_S3_ADDRESS` */
 async function isSame(one: string, other: string): Promise<boolean> {
-  return (await placeOf(one)) === (await placeOf(other));
-}
-
-async function placeOf(repository: string): Promise<string> {
-  if (isS3Address(repository)) return repository.replace(/\/+$/, "");
-  return await realpath(repository).catch(() => resolve(repository));
+  return one === other || (await realPlaceOf(one)) === (await realPlaceOf(other));
 }

@@ -54,6 +54,8 @@ const JOBS = 2;
 /** One run of the command. */
 interface Job extends Context {
   readonly options: BackupOptions;
+  /** How many domains are backed up side by side. */
+  readonly atOnce: number;
   /** Shared by all domains. */
   readonly progress: Progress;
   readonly rateLimit: RateLimit | undefined;
@@ -89,7 +91,7 @@ export async function runBackup(
 }
 
 async function backUpAsAsked(
-  asked: Omit<Job, "progress" | "prefixOf">,
+  asked: Omit<Job, "progress" | "prefixOf" | "atOnce">,
   named: readonly string[],
 ): Promise<void> {
   const { output, options } = asked;
@@ -99,7 +101,13 @@ async function backUpAsAsked(
   const [only, ...others] = domains;
   const isSeveral = others.length > 0;
   const progress = await output.progress();
-  const job: Job = { ...asked, progress, prefixOf: (domain) => (isSeveral ? `${domain}: ` : "") };
+  const most = options.jobs ?? (options.server === undefined ? JOBS : 1);
+  const job: Job = {
+    ...asked,
+    atOnce: Math.min(most, domains.length),
+    progress,
+    prefixOf: (domain) => (isSeveral ? `${domain}: ` : ""),
+  };
   try {
     if (only === undefined || isSeveral || options.all) return await backUpAll(job, domains);
     const result = await backUp(job, only);
@@ -161,7 +169,7 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
   };
   // Hours may pass up to the first domain that is off, and the program may be upgraded meanwhile.
   if (domains.length > 1) await loadBackups(storageOf(options));
-  const atOnce = pLimit(options.jobs ?? (options.server === undefined ? JOBS : 1));
+  const atOnce = pLimit(Math.max(1, job.atOnce));
   await Promise.allSettled(domains.map((domain, index) => atOnce(backUpOne, domain, index)));
   progress.stop();
   const done = domains.flatMap(({ name }, index) => (entries[index] === undefined ? [] : [name]));
@@ -238,6 +246,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     moved: options.moved ?? false,
     resume: options.resume,
     ...storage,
+    pointsAtOnce: job.atOnce,
     connect,
     rateLimit,
     signal,

@@ -1,4 +1,3 @@
-import { realpath } from "node:fs/promises";
 import { hasCode, UsageError } from "../../src/backup/base/errors.js";
 import type { WhichPoints } from "../../src/backup/copy/choose-points.js";
 import { type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
@@ -12,7 +11,6 @@ import { EXIT } from "../exit-codes.js";
 import { rateLimitOf } from "../option-values.js";
 import type { CreateOptions, TrustOptions } from "../options.js";
 import { human } from "../output.js";
-import { placeOf } from "../place-of.js";
 import type { RetentionOptions } from "../retention-options.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
@@ -24,8 +22,12 @@ interface CopyCommandOptions extends CreateOptions, RetentionOptions, TrustOptio
   readonly all?: true;
   readonly delete?: true;
   readonly limitRate?: number;
+  readonly jobs?: number;
   readonly dryRun?: true;
 }
+
+/** Domains that are copied side by side, unless the user says. */
+const JOBS = 2;
 
 export async function runCopy(
   context: Context,
@@ -57,6 +59,7 @@ export async function runCopy(
   const domains = [...new Set([...ours, ...lost])].sort();
 
   const limit = rateLimitOf(options);
+  const domainsAtOnce = Math.max(1, Math.min(options.jobs ?? JOBS, domains.length));
   const progress = await output.progress();
   const copy = (domain: string): Promise<CopyResult> =>
     copyDomain({
@@ -67,15 +70,15 @@ export async function runCopy(
       remove,
       dryRun: options.dryRun,
       limit,
+      domainsAtOnce,
       signal,
       onWarning: (message) => output.warn(message),
       onProgress: ({ copiedBytes, totalBytes }) =>
         progress.update(domain, copiedBytes, Math.max(copiedBytes, totalBytes), copiedBytes),
     });
   try {
-    const results = await eachDomain(domains, context, copy, (result) =>
-      output.part(asText(result, options.dryRun ?? false)),
-    );
+    const tell = (result: CopyResult): void => output.part(asText(result, options.dryRun ?? false));
+    const results = await eachDomain(domains, context, copy, tell, domainsAtOnce);
     const json = results.map((each) => ("error" in each ? each : each.result));
     const damaged = results.some((each) => "result" in each && hasDamage(each.result));
     const nothing = domains.length > 0 ? [] : ["no restore points yet"];
@@ -163,9 +166,7 @@ async function lostDomains({ from, to, wanted, missing }: LostOptions): Promise<
 
 /** @throws {UsageError} `E_USAGE` */
 async function refuseSame(from: Repository, to: Repository): Promise<void> {
-  const places = [from, to].map(({ path }) => realpath(path).catch(() => placeOf(path)));
-  const [one, other] = await Promise.all(places);
-  if (one === other)
+  if (await from.isAt(await to.realPath()))
     throw new UsageError("E_USAGE", `${from.path} and ${to.path} are the same repository: name two`);
 }
 

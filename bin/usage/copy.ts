@@ -1,5 +1,5 @@
 import { type Command, InvalidArgumentError } from "commander";
-import { examples, size, withCreate, withTrust } from "../options.js";
+import { examples, positive, size, withCreate, withTrust } from "../options.js";
 import { withRetention } from "../retention-options.js";
 import type { Run } from "../run.js";
 
@@ -25,6 +25,7 @@ export function addCopy(program: Command, run: Run): void {
     .option("--all", "also points that were copied before and that TO has dropped since")
     .option("--delete", "then remove from TO what came from FROM, is not there any more, and no rule keeps")
     .option("--limit-rate <bytes/s>", "copy no faster than this", size)
+    .option("--jobs <n>", "of several domains, how many are copied at once; default 2", positive)
     .option("--dry-run", "only tell what would be copied");
   withCreate(withTrust(withRetention(command))).action(
     run(async () => (await import("../commands/copy.js")).runCopy),

@@ -18,14 +18,13 @@ const MODULE = [
 
 const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/commands/attach.ts": "the XML that the user named",
-  "bin/commands/copy.ts": "whether two repositories are the same folder",
   "bin/commands/demo.ts": "a folder of its own",
   "bin/compiled-code.ts": "the user's cache folder",
   "bin/destination.ts": "where the user wants a restore",
   "bin/metrics-file.ts": "the metrics file",
   "bin/option-values.ts": "a certificate that the user named",
   "bin/settings.ts": "whether there is a configuration file",
-  "bin/settled-options.ts": "whether a setting is about the same repository",
+  "bin/place-of.ts": "whether a setting is about the same repository",
   "bin/report-file.ts": "the page that the user wants",
   "bin/version.ts": "this package",
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",

@@ -1,7 +1,9 @@
 import { createHash } from "node:crypto";
+import { anySignal } from "../../nbd/index.js";
 import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
+import { type Block, blocksAhead } from "../image/blocks-ahead.js";
 import { fillFrom } from "../image/fill-file.js";
 import type { ImageFile } from "../image/image-file.js";
 import type { LeftWhole, NewFile } from "../image/new-file.js";
@@ -21,6 +23,10 @@ const PIECE_BYTES = MIB;
 const LARGE_BYTES = 256 * 1024 * MIB;
 const LARGE_PIECE_BYTES = 16 * MIB;
 const DIGEST_BYTES = 32;
+/** Bytes that are read at a time, if that is more than a piece: each request to a store costs. */
+const READ_BYTES = 4 * MIB;
+/** Reads under way and what was read: three are 12 MiB, of a large file 48 MiB. */
+const READS_AT_ONCE = 3;
 /** Pieces of a file that are kept while it is looked at: tables are read beside the data. */
 const KEPT_PIECES = 8;
 
@@ -137,16 +143,42 @@ async function eachPiece(
   { limit, left, leftBytes = 0, signal, onBytes }: PieceOptions,
   work: (bytes: Buffer, at: number) => Promise<void>,
 ): Promise<void> {
-  const piece = Buffer.allocUnsafeSlow(pieceBytes);
-  for (let done = 0; done < length; done += pieceBytes) {
-    signal.throwIfAborted();
-    const bytes = piece.subarray(0, Math.min(pieceBytes, length - done));
-    const isLeft = done + bytes.length <= leftBytes;
-    if (!isLeft) await limit?.take(bytes.length, signal);
-    await readWhole(left && isLeft ? left : file, bytes, done);
-    digestOf(bytes).copy(digests, (done / pieceBytes) * DIGEST_BYTES);
-    if (!left || !isLeft) await work(bytes, done);
-    onBytes(bytes.length);
+  const leftEnd = leftBytes >= length ? length : leftBytes - (leftBytes % pieceBytes);
+  // A limited rate is kept to by the piece.
+  const blockBytes = limit ? pieceBytes : Math.max(pieceBytes, READ_BYTES);
+  const blocks = blocksAhead(
+    blocksOf(length, leftEnd, blockBytes),
+    READS_AT_ONCE,
+    async (target, { at, isLeft }, unwanted) => {
+      if (!isLeft) await limit?.take(target.length, anySignal(signal, unwanted));
+      signal.throwIfAborted();
+      await readWhole(left && isLeft ? left : file, target, at);
+    },
+  );
+  for await (const { block, bytes } of blocks) {
+    for (let done = 0; done < bytes.length; done += pieceBytes) {
+      signal.throwIfAborted();
+      const piece = bytes.subarray(done, done + pieceBytes);
+      const at = block.at + done;
+      digestOf(piece).copy(digests, (at / pieceBytes) * DIGEST_BYTES);
+      if (!left || !block.isLeft) await work(piece, at);
+      onBytes(piece.length);
+    }
+  }
+}
+
+interface CopyBlock extends Block {
+  /** Whether it need not be sent, as it seems. */
+  readonly isLeft: boolean;
+}
+
+/** What need not be sent and the rest share no block. */
+function* blocksOf(length: number, leftEnd: number, blockBytes: number): Generator<CopyBlock> {
+  for (let at = 0; at < length; ) {
+    const isLeft = at < leftEnd;
+    const end = Math.min(at + blockBytes, isLeft ? leftEnd : length);
+    yield { at, length: end - at, isLeft };
+    at = end;
   }
 }
 

@@ -45,6 +45,8 @@ export interface CopyOptions {
   /** Only find out what would be copied. */
   readonly dryRun?: boolean | undefined;
   readonly limit?: RateLimit | undefined;
+  /** How many domains this process copies at a time. They share the memory for an object store. Default 1. */
+  readonly domainsAtOnce?: number | undefined;
   readonly signal: AbortSignal;
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;

@@ -13,6 +13,14 @@ export interface CopyTarget {
   record(write: (folder: RecordFolder) => Promise<void>): Promise<void>;
 }
 
+interface CopyTargetOptions {
+  readonly to: Repository;
+  readonly domain: string;
+  /** How many domains are copied side by side, this one among them; default 1. */
+  readonly domainsAtOnce?: number | undefined;
+  readonly signal: AbortSignal;
+}
+
 /** Makes a point of that id. */
 export type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void>) => Promise<void>;
 
@@ -22,13 +30,13 @@ export type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void
  *   until `work` has ended
  */
 export async function writingCopy<T>(
-  { to, domain, signal }: { readonly to: Repository; readonly domain: string; readonly signal: AbortSignal },
+  { to, domain, domainsAtOnce, signal }: CopyTargetOptions,
   goOnWith: ReadonlySet<string>,
   work: (target: CopyTarget) => Promise<T>,
 ): Promise<T> {
   if (to.isInStore) {
     const inStore = async (writing: StoreWriting): Promise<T> => {
-      const done = await work(storeOf(writing, signal));
+      const done = await work(storeOf(writing, { imagesAtOnce: domainsAtOnce, signal }));
       await writing.clearLeftovers({ signal });
       return done;
     };
@@ -54,9 +62,12 @@ function folderOf(held: HeldLock): CopyTarget {
   };
 }
 
-function storeOf(writing: StoreWriting, signal: AbortSignal): CopyTarget {
+function storeOf(
+  writing: StoreWriting,
+  options: { readonly imagesAtOnce: number | undefined; readonly signal: AbortSignal },
+): CopyTarget {
   return {
-    make: (id, work) => makeStoredPoint(writing, work, { id, goOn: true, signal }),
+    make: (id, work) => makeStoredPoint(writing, work, { id, goOn: true, ...options }),
     record: async (write) => {
       await writing.assertHeld();
       await write(writing.records);

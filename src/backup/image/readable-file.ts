@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { copyPrivately, createPrivate, sha256OfFile } from "../host/plain-files.js";
+import { type Block, blocksAhead } from "./blocks-ahead.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
 
 /** A file that is read at positions. All offsets and lengths are bytes. */
@@ -41,8 +42,9 @@ export interface RemoteFile {
 /** Where a file is: a path of this machine, or elsewhere. */
 export type FilePlace = string | RemoteFile;
 
-/** Bytes read at a time by {@link sha256Of}. */
+/** Bytes of a request for a part of a file elsewhere that is read as a whole. */
 const PIECE_BYTES = 1024 * 1024;
+const PIECES_AT_ONCE = 4;
 
 /**
  * Opens a file to be read. On this machine, a link at the end of the path is not followed.
@@ -98,14 +100,15 @@ export async function copyFrom(
 async function* piecesOf(place: RemoteFile, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
   const file = await place.open({ signal });
   try {
-    const piece = Buffer.allocUnsafe(PIECE_BYTES);
-    for (let position = 0; ; ) {
-      const bytes = await file.read(piece, position);
-      if (bytes === 0) return;
-      yield piece.subarray(0, bytes);
-      position += bytes;
-    }
+    const pieces = blocksAhead(blocksOf(await file.size()), PIECES_AT_ONCE, async (target, { at }) => {
+      await file.fill(target, at, at + target.length);
+    });
+    for await (const { bytes } of pieces) yield bytes;
   } finally {
     await file.close();
   }
+}
+
+function* blocksOf(size: number): Generator<Block> {
+  for (let at = 0; at < size; at += PIECE_BYTES) yield { at, length: Math.min(PIECE_BYTES, size - at) };
 }

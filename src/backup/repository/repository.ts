@@ -399,8 +399,8 @@ export class Repository {
    * left. If `work` ends without a commit, nothing is left.
    *
    * @param begun a point that a dead run has left, to go on with; default: a new one
-   * @param filesAtOnce how many images are made side by side, which share the memory for an object store;
-   *   default 1
+   * @param imagesAtOnce how many images are made side by side, of this point and of others, which share the
+   *   memory for an object store; default 1
    * @throws {PreconditionError} as `writing` does
    * @throws the signal's reason, while waiting for the lock
    */
@@ -409,10 +409,10 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
     begun?: BegunPoint,
-    filesAtOnce?: number,
+    imagesAtOnce?: number,
   ): Promise<T> {
     if (this.#store) {
-      return await makePointInStore(this.#store, folderNameOf(domain), work, { filesAtOnce, signal });
+      return await makePointInStore(this.#store, folderNameOf(domain), work, { imagesAtOnce, signal });
     }
     const clear = (folder: HeldFolder) =>
       removeLeftovers(folder, (name) => begun !== undefined && name === partialName(begun.id));

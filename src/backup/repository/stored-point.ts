@@ -1,23 +1,18 @@
 import { anySignal } from "../../nbd/index.js";
 import { keepLocally } from "../storage/kept-locally.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
-import type { StoreWriting } from "../storage/stored-writing.js";
+import type { StoredPointOptions as PointOptions, StoreWriting } from "../storage/stored-writing.js";
 import { formatManifest } from "./manifest.js";
 import { newId, type PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
 
-interface StoredPointOptions {
+interface StoredPointOptions
+  extends Pick<PointOptions, "imagesAtOnce" | "digestsBeside" | "goOn" | "signal"> {
   /**
    * The id that it gets, which the domain must not have yet, or the domain's folder: then it is given by the
    * clock.
    */
   readonly id: string | StoredFolder;
-  /** How many images are made side by side, each with its digest file; default: one file after the other. */
-  readonly filesAtOnce?: number | undefined;
-  /** Goes on with what a killed run has left of that id. */
-  readonly goOn?: boolean | undefined;
-  /** Ends what is sent for its files. */
-  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -28,13 +23,13 @@ interface StoredPointOptions {
 export async function makeStoredPoint<T>(
   writing: StoreWriting,
   work: (point: PendingPoint) => Promise<T>,
-  { id: given, filesAtOnce, goOn, signal: stop }: StoredPointOptions,
+  { id: given, signal: stop, ...options }: StoredPointOptions,
 ): Promise<T> {
   const createdAt = new Date();
   const { id, clockWarning } =
     typeof given === "string" ? { id: given, clockWarning: undefined } : await newId(given, createdAt);
   const signal = anySignal(stop, writing.lost);
-  const point = await writing.begin(id, { filesAtOnce, goOn, signal });
+  const point = await writing.begin(id, { ...options, signal });
   let isPublished = false;
   try {
     return await work({

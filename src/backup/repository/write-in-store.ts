@@ -54,8 +54,8 @@ export async function writeInStore<T>(
 }
 
 interface MakeOptions {
-  /** How many images are made side by side. */
-  readonly filesAtOnce: number | undefined;
+  /** How many images are made side by side, of this point and of others. */
+  readonly imagesAtOnce: number | undefined;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -68,13 +68,13 @@ export async function makePointInStore<T>(
   store: StoreRoot,
   name: string,
   work: (point: PendingPoint) => Promise<T>,
-  { filesAtOnce, signal }: MakeOptions,
+  { imagesAtOnce, signal }: MakeOptions,
 ): Promise<T> {
   const make = async (writing: StoreWriting): Promise<T> => {
     await using folder = await store.folder(name);
     // The lease lies in it.
     assert(folder, "the domain's folder is gone");
-    return await makeStoredPoint(writing, work, { id: folder, filesAtOnce, signal });
+    return await makeStoredPoint(writing, work, { id: folder, imagesAtOnce, digestsBeside: true, signal });
   };
   return await writeInStore(store, name, make, { signal });
 }

@@ -11,6 +11,7 @@ import { patchedRanges } from "./patched-ranges.js";
 import { type NotedUpload, noteKey, noteOf } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import { UploadedFile } from "./s3-new-file.js";
+import { DIGEST_BUFFERS } from "./s3-point.js";
 import { settleMerge } from "./settle-merge.js";
 import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
 import { MOST_MANIFEST_BYTES } from "./stored-folder.js";
@@ -21,8 +22,6 @@ import type {
   StoredParts,
   StoredPatch,
 } from "./stored-writing.js";
-
-const DIGEST_BUFFERS = 8 * 1024 * 1024;
 
 /** What is there of the point, as this process knows it. */
 interface Current {

@@ -205,11 +205,10 @@ export interface KeptVersion {
 }
 
 export interface StoredPointOptions extends AskOptions {
-  /**
-   * How many images are made side by side, each with its digest file. They share the memory. Default: one
-   * file is made after the other.
-   */
-  readonly filesAtOnce?: number | undefined;
+  /** How many images are made side by side, of this point and of others. They share the memory. Default 1. */
+  readonly imagesAtOnce?: number | undefined;
+  /** Whether each digest file is made beside its image; default: one file is made after the other. */
+  readonly digestsBeside?: boolean | undefined;
   /** Goes on with what a killed run has left of this point, if the same files are made of the same bytes. */
   readonly goOn?: boolean | undefined;
 }

@@ -49,6 +49,8 @@ export interface TakePointOptions {
   /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
   readonly compress?: CompressionMethod | undefined;
   readonly sync: boolean;
+  /** How many points this process takes at a time. They share the memory for an object store. Default 1. */
+  readonly pointsAtOnce?: number | undefined;
   /** How much of the bases of increments is compared with the disks. */
   readonly proveBase?: ProveSettings | undefined;
   readonly tool: string;
@@ -99,6 +101,7 @@ export type TakeSettings = Pick<
   | "digests"
   | "compress"
   | "sync"
+  | "pointsAtOnce"
   | "proveBase"
   | "tool"
   | "connect"

@@ -121,7 +121,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     take,
     options.signal,
     begun && { id: begun.id, createdAt: new Date(begun.createdAt) },
-    disksAtOnce(options),
+    disksAtOnce(options) * (options.pointsAtOnce ?? 1),
   );
 }
 
