@@ -1,4 +1,4 @@
-import type { Adaptation } from "../src/backup/libvirt/fit-to-host.js";
+import type { Adaptation } from "../src/backup/definition/fit-to-host.js";
 
 /** A line for each thing that a definition has in the place of what this host has not. */
 export function adaptedLines(name: string, adapted: readonly Adaptation[]): string[] {

@@ -28,7 +28,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   live: {
     what: "a guest that runs from a point, while its disks are filled or only to see whether it comes up",
-    mayImport: words("restore serve pull chain repository libvirt qcow2 image host base"),
+    mayImport: words("restore serve definition pull chain repository libvirt qcow2 image host base"),
   },
   mount: {
     what: "the disks of a point as files in a folder, by nbdfuse",
@@ -36,7 +36,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
-    mayImport: words("pull chain export repository storage libvirt digest image threads host base"),
+    mayImport: words("definition pull chain export repository storage libvirt digest image threads host base"),
   },
   copy: {
     what: "one repository kept in step with another: whole points, proven while they are copied, and pruned after it",
@@ -69,6 +69,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
   guest: {
     what: "one domain and the backup job on it: which base, which folder, which connection, how much scratch space",
     mayImport: words("chain libvirt repository image host base"),
+  },
+  definition: {
+    what: "a domain's definition for a host: no more in it than a stranger may ask for, what the host lacks replaced, and libvirt asked",
+    mayImport: words("libvirt host base"),
   },
   pull: {
     what: "THE data path: extents, plan, lanes, landing, tables; from any source that can be read into a new image",
@@ -128,7 +132,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
 };
 /** A point must stay readable without libvirt, so only these rooms may know it. */
-const USERS_OF_LIBVIRT = words("take checks live restore guest");
+const USERS_OF_LIBVIRT = words("take checks live restore guest definition");
 
 /**
  * The floors of everything else, top first. A file may import from its own floor and those below. The first

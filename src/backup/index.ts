@@ -5,6 +5,8 @@ export { BackupError, DamageError, PreconditionError, UsageError } from "./base/
 export type { Extent, ExtentState } from "./base/extent.js";
 export type { Assurance } from "./chain/assurance.js";
 export { findChain, type Link } from "./chain/chain.js";
+export type { Adaptation } from "./definition/fit-to-host.js";
+export type { RestoredPlace } from "./definition/restored-domain.js";
 export {
   DEFAULT_DIGESTS,
   DIGEST_ALGORITHMS,
@@ -27,11 +29,9 @@ export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
 export type { Platform } from "./libvirt/domain-xml.js";
-export type { Adaptation } from "./libvirt/fit-to-host.js";
 export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export { type DomainRef, Libvirt, type LibvirtOptions } from "./libvirt/libvirt.js";
-export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export type { Proof, ProofAmount } from "./prove/prove-base.js";
 export type { PrunedPoint } from "./prune/decide.js";
 export {

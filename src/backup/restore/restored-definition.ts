@@ -10,15 +10,15 @@ import {
   UsageError,
 } from "../base/errors.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
+import { type Adaptation, fitToHost } from "../definition/fit-to-host.js";
+import { networksOf, type RestoredPlace, renamed, restoredDomain } from "../definition/restored-domain.js";
+import { tryDefinition } from "../definition/try-definition.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseEmulators } from "../libvirt/capabilities-xml.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
-import { type Adaptation, fitToHost } from "../libvirt/fit-to-host.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { networksOf, type RestoredPlace, renamed, restoredDomain } from "../libvirt/restored-domain.js";
-import { tryDefinition } from "../libvirt/try-definition.js";
 import { bootFilesOf, damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";

@@ -1,9 +1,9 @@
 import { describe, expect, it } from "vitest";
-import { restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+import { restoredDomain } from "../../../src/backup/definition/restored-domain.js";
 import { stopOnErrors, withPolicies } from "../../../src/backup/live/error-policies.js";
 import { fileOf, openDisplays, refuseUnfillable } from "../../../src/backup/live/live-definition.js";
 import { boxedDefinition } from "../../../src/backup/live/rehearsal-definition.js";
-import { definition, VDA } from "../libvirt/untrusted-definition.js";
+import { definition, VDA } from "../definition/untrusted-definition.js";
 
 const DISKS = `<domain type='kvm'><devices>
   <disk type='file' device='disk'><driver name='qemu' type='qcow2' error_policy='enospace' cache='none' io='native'/><target dev='vda'/></disk>

@@ -1,6 +1,7 @@
 /** What libvirt says of the guests that a host can run, read from its two documents of capabilities. */
+
+import { parseTree, type XmlElement } from "../libvirt/xml-tree.js";
 import type { Machine } from "./nearest-machine.js";
-import { parseTree, type XmlElement } from "./xml-tree.js";
 
 /** What there is for one architecture. */
 interface ArchOffers {

@@ -1,9 +1,9 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { type BootFile, moveBootFiles, wordFor } from "./boot-files.js";
+import { type BootFile, moveBootFiles, wordFor } from "../libvirt/boot-files.js";
+import { parseDomain } from "../libvirt/domain-xml.js";
+import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
 import { forgetLines, isLibvirts, makeLinesOwn, moveLines } from "./character-devices.js";
-import { parseDomain } from "./domain-xml.js";
 import { leaveOutStrange } from "./left-out.js";
-import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
 
 /** Where a disk of the new domain is stored. */
 export interface RestoredPlace {

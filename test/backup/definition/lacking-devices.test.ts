@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { DomainOffers } from "../../../src/backup/libvirt/host-offers.js";
-import { lackingDevices } from "../../../src/backup/libvirt/lacking-devices.js";
+import { DomainOffers } from "../../../src/backup/definition/host-offers.js";
+import { lackingDevices } from "../../../src/backup/definition/lacking-devices.js";
 import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";
 
 const list = (name: string, values: string): string =>

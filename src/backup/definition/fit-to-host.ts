@@ -1,9 +1,9 @@
 import { PreconditionError } from "../base/errors.js";
 import { exists } from "../host/durable-files.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
+import { formatTree, parseTree } from "../libvirt/xml-tree.js";
 import { findLacks } from "./host-lacks.js";
 import type { Lack } from "./lack.js";
-import type { Libvirt } from "./libvirt.js";
-import { formatTree, parseTree } from "./xml-tree.js";
 
 /** What a definition has in the place of what the host has not. */
 export interface Adaptation {

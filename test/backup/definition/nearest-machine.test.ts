@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { nearestMachine } from "../../../src/backup/libvirt/nearest-machine.js";
+import { nearestMachine } from "../../../src/backup/definition/nearest-machine.js";
 
 const names = (text: string) =>
   text.split(" ").map((name) => ({ name, canonical: undefined, isDeprecated: name.startsWith("!") }));

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { findLacks } from "../../../src/backup/libvirt/host-lacks.js";
+import { findLacks } from "../../../src/backup/definition/host-lacks.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { type XdrReader, XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";

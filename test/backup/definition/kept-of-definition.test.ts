@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { networksOf, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+import { networksOf, restoredDomain } from "../../../src/backup/definition/restored-domain.js";
 import {
   definition,
   EMULATOR,

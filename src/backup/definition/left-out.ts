@@ -1,6 +1,6 @@
 import { PreconditionError } from "../base/errors.js";
+import type { XmlElement } from "../libvirt/xml-tree.js";
 import { type Allowed, DOMAIN, type Rule } from "./definition-rules.js";
-import type { XmlElement } from "./xml-tree.js";
 
 /** How many of the things that were left out are named. */
 const MOST_NAMED = 20;

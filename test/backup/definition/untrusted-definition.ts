@@ -1,5 +1,5 @@
 /** A definition as a repository has it, and what is made of it where the repository isn't trusted. */
-import { type RestoredPlace, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+import { type RestoredPlace, restoredDomain } from "../../../src/backup/definition/restored-domain.js";
 
 export const VDA: RestoredPlace = { kind: "file", path: "/r/vda.qcow2", format: "qcow2" };
 export const EMULATOR = "/usr/bin/qemu-system-x86_64";

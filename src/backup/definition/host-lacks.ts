@@ -4,13 +4,13 @@
  */
 import { hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
+import { errorNumberOf } from "../libvirt/libvirt-errors.js";
+import { formatTree, XmlElement } from "../libvirt/xml-tree.js";
 import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";
-import type { Libvirt } from "./libvirt.js";
-import { errorNumberOf } from "./libvirt-errors.js";
 import { nearestMachine } from "./nearest-machine.js";
-import { formatTree, XmlElement } from "./xml-tree.js";
 
 interface LacksOptions {
   readonly libvirt: Libvirt;

@@ -1,8 +1,8 @@
 /** Devices of a definition that a host's QEMU or libvirt has not, and what a guest can have instead. */
 
+import { XmlElement } from "../libvirt/xml-tree.js";
 import type { DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
-import { XmlElement } from "./xml-tree.js";
 
 interface DeviceRule {
   /** The element, and the one below it that says the kind; undefined: the element itself does. */

@@ -1,6 +1,6 @@
 import { messageOf } from "../base/errors.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import { clearLeftTrials, markedTrial } from "./left-trials.js";
-import type { Libvirt } from "./libvirt.js";
 
 /** A domain that is defined only to see whether libvirt takes it. */
 interface Trial {

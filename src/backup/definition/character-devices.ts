@@ -2,8 +2,9 @@
  * The serial lines, consoles, channels and the like of a restored domain: what connects them to the host must
  * be the new domain's own, since the old domain may run beside it.
  */
+
+import type { XmlElement } from "../libvirt/xml-tree.js";
 import { OWN_TERMINALS } from "./definition-rules.js";
-import type { XmlElement } from "./xml-tree.js";
 
 const KINDS = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
 /** Types that use nothing on the host over which two domains could conflict. */
