@@ -1,7 +1,7 @@
 /** The domains of one run of `backup`, each once, and which of its disks the user means. */
 import { PreconditionError, UsageError } from "../src/backup/base/errors.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
-import { type DomainDefinition, parseDomain } from "../src/backup/libvirt/domain-xml.js";
+import { type DomainDefinition, parseDomain } from "../src/backup/libvirt/documents/domain-xml.js";
 import { Libvirt } from "../src/backup/libvirt/libvirt.js";
 import type { GuestOptions } from "./guest-options.js";
 import type { Context } from "./run.js";

@@ -2,7 +2,7 @@
 import { type Command, InvalidArgumentError } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/host/listen-address.js";
-import type { TcpServer } from "../src/backup/libvirt/begin-xml.js";
+import type { TcpServer } from "../src/backup/libvirt/documents/begin-xml.js";
 import { type NetworkOptions, withNetwork } from "./options.js";
 
 export interface JobServerOptions extends NetworkOptions {

@@ -36,7 +36,9 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
-    mayImport: words("definition pull chain export repository storage libvirt digest image threads host base"),
+    mayImport: words(
+      "definition pull chain export repository storage libvirt digest image threads host base",
+    ),
   },
   copy: {
     what: "one repository kept in step with another: whole points, proven while they are copied, and pruned after it",
@@ -171,7 +173,7 @@ const PURE = [
   /^src\/backup\/report\/domain-facts\./,
   /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
-  /^src\/backup\/libvirt\/(job-xml|hypervisor)\./,
+  /^src\/backup\/libvirt\/(documents\/job-xml|hypervisor)\./,
   /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures?|disk-procedures|wire-objects|typed-params|events|errors|daemon-address)\./,
 ];
 const IO =

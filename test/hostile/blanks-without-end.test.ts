@@ -8,12 +8,12 @@ import { oneLine } from "../../src/backup/base/one-line.js";
 import { refusedByTool } from "../../src/backup/guest/qemu-img.js";
 import { ScriptError, Ssh } from "../../src/backup/host/ssh.js";
 import { parseClientConfig } from "../../src/backup/libvirt/connection-uri.js";
-import { parseDomain } from "../../src/backup/libvirt/domain-xml.js";
+import { parseDomain } from "../../src/backup/libvirt/documents/domain-xml.js";
+import { formatTree, parseTree } from "../../src/backup/libvirt/documents/xml-tree.js";
 import { failure } from "../../src/backup/libvirt/libvirt-errors.js";
 import { decodeError } from "../../src/backup/libvirt/rpc/errors.js";
 import { DOMAIN_FSFREEZE } from "../../src/backup/libvirt/rpc/procedures.js";
 import { XdrReader } from "../../src/backup/libvirt/rpc/xdr.js";
-import { formatTree, parseTree } from "../../src/backup/libvirt/xml-tree.js";
 import { processorMs } from "../support/processor-time.js";
 import { refusal } from "../support/scripted-libvirt.js";
 

@@ -10,7 +10,7 @@ import { CheckpointRecord } from "../../src/backup/guest/checkpoint-record.js";
 import { retireCheckpoints } from "../../src/backup/guest/guest.js";
 import { retireDomain } from "../../src/backup/guest/retire-domain.js";
 import { checkpointPrefix } from "../../src/backup/libvirt/checkpoints.js";
-import type { DomainDefinition } from "../../src/backup/libvirt/domain-xml.js";
+import type { DomainDefinition } from "../../src/backup/libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 

@@ -24,7 +24,7 @@ import { type ToolUsers, toolUsers } from "../../src/backup/guest/confined-tool.
 import type { DiskFile } from "../../src/backup/guest/qemu-img.js";
 import type { ImageServer } from "../../src/backup/guest/qemu-nbd.js";
 import { StoppedDisk } from "../../src/backup/guest/stopped-disk.js";
-import type { StatedLinks } from "../../src/backup/libvirt/stated-chain.js";
+import type { StatedLinks } from "../../src/backup/libvirt/documents/stated-chain.js";
 import { NbdClient } from "../../src/nbd/index.js";
 import { qemuImg, qemuIo } from "../support/qemu-nbd.js";
 import { describeUnless, findTool } from "../support/tools.js";

@@ -10,7 +10,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { claimFolder } from "../../src/backup/guest/claim.js";
 import type { Guest } from "../../src/backup/guest/guest.js";
 import { JobFolder } from "../../src/backup/guest/job-folder.js";
-import type { DomainDefinition } from "../../src/backup/libvirt/domain-xml.js";
+import type { DomainDefinition } from "../../src/backup/libvirt/documents/domain-xml.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { ATTACKER, attack, attackMeanwhile, NO_ATTACKER, secretIn } from "../support/attacker.js";
 import { describeUnless } from "../support/tools.js";

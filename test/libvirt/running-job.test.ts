@@ -1,10 +1,10 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
-import { exportedDisks, parseBackupJob } from "../../src/backup/libvirt/job-xml.js";
+import { exportedDisks, parseBackupJob } from "../../src/backup/libvirt/documents/job-xml.js";
+import { openRunningJob } from "../../src/backup/libvirt/job/running-job.js";
+import { canBeSameJob } from "../../src/backup/libvirt/job/same-job.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
-import { openRunningJob } from "../../src/backup/libvirt/running-job.js";
-import { canBeSameJob } from "../../src/backup/libvirt/same-job.js";
 import { describeWithLibvirt, Lab } from "../support/libvirt-lab.js";
 
 const libvirt = new Libvirt({ connect: "qemu:///system" });

@@ -5,7 +5,7 @@ import { domainWord } from "../base/shell-word.js";
 import { findLeft } from "../guest/claim.js";
 import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { noMountpoint } from "../libvirt/freeze.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 

@@ -3,9 +3,9 @@ import { stat } from "node:fs/promises";
 import { messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { readInfo } from "../guest/qemu-img.js";
-import type { Checkpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointIdOf, checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
-import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { Checkpoint } from "../libvirt/documents/checkpoint-xml.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/documents/domain-xml.js";
 import { type Found, pass, type Subject, warn } from "./check.js";
 
 /** A repository that is in use makes checkpoints more often than that. */

@@ -16,10 +16,10 @@ import type { Level } from "../guest/levels.js";
 import type { GuestDisk } from "../guest/plan-disk.js";
 import type { Forecast } from "../guest/plan-guest.js";
 import type { Ssh } from "../host/ssh.js";
-import type { TcpServer } from "../libvirt/begin-xml.js";
-import type { HostSecurity } from "../libvirt/capabilities-xml.js";
 import type { DiskChoice } from "../libvirt/choose-disks.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { TcpServer } from "../libvirt/documents/begin-xml.js";
+import type { HostSecurity } from "../libvirt/documents/capabilities-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 

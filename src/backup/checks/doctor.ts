@@ -4,9 +4,9 @@ import { lookAtDisk, versionHere, versionThere } from "../guest/look-at-disk.js"
 import { forecast } from "../guest/plan-guest.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import type { ImageFormat } from "../image/image.js";
-import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseHostSecurity } from "../libvirt/documents/capabilities-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import { Repository } from "../repository/repository.js";
 import { ask, type CheckResult, failedBy, type Subject } from "./check.js";
 import { CHECKS, LIBVIRT } from "./list.js";

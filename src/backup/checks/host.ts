@@ -1,6 +1,6 @@
 /** Checks the programs on this host, and libvirt. */
 import { shellWord } from "../base/shell-word.js";
-import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
+import { parseBackupSupport } from "../libvirt/documents/capabilities-xml.js";
 import { canCompress } from "../qcow2/can-compress.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 

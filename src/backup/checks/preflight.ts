@@ -2,7 +2,7 @@ import type { Level } from "../guest/levels.js";
 import type { GuestDisk } from "../guest/plan-disk.js";
 import { type Forecast, forecast } from "../guest/plan-guest.js";
 import type { ImageFormat } from "../image/image.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { Repository } from "../repository/repository.js";
 import { ask, type Check, type Subject } from "./check.js";
 import { CHECKS, JOB } from "./list.js";

@@ -12,7 +12,7 @@ import { judgeScratch } from "../guest/judge-scratch.js";
 import { freeBytesThere } from "../guest/scratch-rooms.js";
 import { SshPlace } from "../guest/ssh-job-folder.js";
 import { freeBytesOfUsers } from "../host/free-bytes.js";
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 /** Bytes of an empty scratch file: header, tables and first clusters of a qcow2 image. */

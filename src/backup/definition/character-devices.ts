@@ -3,7 +3,7 @@
  * be the new domain's own, since the old domain may run beside it.
  */
 
-import type { XmlElement } from "../libvirt/xml-tree.js";
+import type { XmlElement } from "../libvirt/documents/xml-tree.js";
 import { OWN_TERMINALS } from "./definition-rules.js";
 
 const KINDS = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];

@@ -6,7 +6,7 @@
  * Whatever stays describes the guest's machine, except for what {@link Allowed} names, and for the networks
  * and bridges that the guest's cards are connected to.
  */
-import type { XmlElement } from "../libvirt/xml-tree.js";
+import type { XmlElement } from "../libvirt/documents/xml-tree.js";
 
 /** The files and programs of the host that a definition may name. */
 export interface Allowed {

@@ -1,7 +1,7 @@
 import { PreconditionError } from "../base/errors.js";
 import { exists } from "../host/durable-files.js";
+import { formatTree, parseTree } from "../libvirt/documents/xml-tree.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { formatTree, parseTree } from "../libvirt/xml-tree.js";
 import { findLacks } from "./host-lacks.js";
 import type { Lack } from "./lack.js";
 

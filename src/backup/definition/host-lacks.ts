@@ -4,9 +4,9 @@
  */
 import { hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import { formatTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { errorNumberOf } from "../libvirt/libvirt-errors.js";
-import { formatTree, XmlElement } from "../libvirt/xml-tree.js";
 import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";

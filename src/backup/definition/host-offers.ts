@@ -1,6 +1,6 @@
 /** What libvirt says of the guests that a host can run, read from its two documents of capabilities. */
 
-import { parseTree, type XmlElement } from "../libvirt/xml-tree.js";
+import { parseTree, type XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { Machine } from "./nearest-machine.js";
 
 /** What there is for one architecture. */

@@ -1,6 +1,6 @@
 /** Devices of a definition that a host's QEMU or libvirt has not, and what a guest can have instead. */
 
-import { XmlElement } from "../libvirt/xml-tree.js";
+import { XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 

@@ -1,5 +1,5 @@
 import { PreconditionError } from "../base/errors.js";
-import type { XmlElement } from "../libvirt/xml-tree.js";
+import type { XmlElement } from "../libvirt/documents/xml-tree.js";
 import { type Allowed, DOMAIN, type Rule } from "./definition-rules.js";
 
 /** How many of the things that were left out are named. */

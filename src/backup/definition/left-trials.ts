@@ -1,6 +1,6 @@
 import { isAlive, type ProcessIdentity, processIdentity, thisProcess } from "../host/process-identity.js";
+import { formatTree, parseTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
 
 /** The names of trials. */
 const NAME = /^nbdpull-trial-[0-9a-f]{8}$/;

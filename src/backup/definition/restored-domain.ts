@@ -1,7 +1,7 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { type BootFile, moveBootFiles, wordFor } from "../libvirt/boot-files.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
-import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
+import { type BootFile, moveBootFiles, wordFor } from "../libvirt/documents/boot-files.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
+import { formatTree, parseTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 import { forgetLines, isLibvirts, makeLinesOwn, moveLines } from "./character-devices.js";
 import { leaveOutStrange } from "./left-out.js";
 

@@ -1,9 +1,9 @@
 import { PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
+import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/documents/job-xml.js";
 import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
-import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { removeLeftovers } from "../repository/leftovers.js";

@@ -4,7 +4,7 @@
  */
 import { randomInt } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 
 /** The user and groups of a process. */
 export interface ToolUser {

@@ -1,5 +1,5 @@
 import { stat } from "node:fs/promises";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import { type DiskIdentity, isSame } from "../repository/manifest.js";
 import type { Definition } from "./keep-files.js";
 

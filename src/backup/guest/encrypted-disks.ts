@@ -1,5 +1,5 @@
 import { PreconditionError } from "../base/errors.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 
 /** What becomes of disks that are encrypted on their host: stored with or without a warning, or refused. */
 export const ENCRYPTED_POLICIES = ["warn", "refuse", "store"] as const;

@@ -1,6 +1,6 @@
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Guest } from "./guest.js";

@@ -10,7 +10,7 @@
  */
 import { readFile } from "node:fs/promises";
 import { BOOT_ID, startIn } from "../host/process-identity.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 
 /** A domain, as marks need it. */
 export type MarkedDomain = Pick<DomainDefinition, "id" | "name" | "uuid">;

@@ -26,7 +26,7 @@
 import { messageOf } from "../base/errors.js";
 import type { Ssh } from "../host/ssh.js";
 import { deleteCheckpoint } from "../libvirt/checkpoints.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import type { CheckpointRecord } from "./checkpoint-record.js";

@@ -10,7 +10,7 @@ import { hasCode, PreconditionError } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { type BlockDevice, blockDeviceAt, countsWrites, deviceState } from "../host/block-device.js";
 import { writersOf } from "../host/device-users.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
 /** The images of a domain that is off. */

@@ -9,9 +9,9 @@ import { LastingForward } from "../host/lasting-forward.js";
 import { isLocalOnly } from "../host/listen-address.js";
 import { addressInUse } from "../host/private-socket.js";
 import { Ssh } from "../host/ssh.js";
+import type { BackupServer } from "../libvirt/documents/job-xml.js";
 import { type Hypervisor, hostOf } from "../libvirt/hypervisor.js";
-import { addressOf } from "../libvirt/job-address.js";
-import type { BackupServer } from "../libvirt/job-xml.js";
+import { addressOf } from "../libvirt/job/job-address.js";
 
 /** `JobClients` disposes of it after the job has ended and the last client has disconnected. */
 export interface JobConnection extends AsyncDisposable {

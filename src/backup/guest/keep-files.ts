@@ -11,7 +11,7 @@ import { isZero } from "../base/zeroes.js";
 import { NewFiles } from "../host/new-files.js";
 import { createPrivate } from "../host/plain-files.js";
 import { openTrustedFile } from "../host/trusted-file.js";
-import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
+import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/documents/boot-files.js";
 import { largestKept } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 

@@ -7,7 +7,7 @@ import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type MarkedDomain, runHere } from "./frozen-mark.js";
 
 /** Names inside the folder; the note names the process that works there. */

@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { open, stat } from "node:fs/promises";
 import { hasCode, messageOf } from "../base/errors.js";
 import { ScriptError, type Ssh } from "../host/ssh.js";
-import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { GuestDisk } from "./plan-disk.js";
 import { volumeOf } from "./volume-of.js";

@@ -1,6 +1,6 @@
 import { DamageError } from "../base/errors.js";
 import type { ImageFormat } from "../image/image.js";
-import type { Checkpoint } from "../libvirt/checkpoint-xml.js";
+import type { Checkpoint } from "../libvirt/documents/checkpoint-xml.js";
 import { diskOf, isSame, type Manifest } from "../repository/manifest.js";
 import type { Level } from "./levels.js";
 

@@ -3,9 +3,9 @@
 import { hasCode, PreconditionError } from "../base/errors.js";
 import { SoundBases } from "../chain/sound-bases.js";
 import type { ImageFormat } from "../image/image.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import { parseCheckpoint } from "../libvirt/documents/checkpoint-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";

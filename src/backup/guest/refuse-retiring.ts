@@ -1,6 +1,6 @@
 import { PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { refuseAnyJob } from "./claim.js";
 

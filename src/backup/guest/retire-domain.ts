@@ -1,6 +1,6 @@
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { usualStateFolder } from "../host/state-folder.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import { CheckpointRecord, recordedRepositories, whereItWas } from "./checkpoint-record.js";

@@ -1,7 +1,7 @@
 import { BackupError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { usualStateFolder } from "../host/state-folder.js";
 import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import {

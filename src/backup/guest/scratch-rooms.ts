@@ -1,6 +1,6 @@
 import { dirname } from "node:path/posix";
 import type { Ssh } from "../host/ssh.js";
-import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
+import { type BackupJob, exportedDisks } from "../libvirt/documents/job-xml.js";
 import type { ScratchRoom } from "./scratch-thresholds.js";
 
 /**

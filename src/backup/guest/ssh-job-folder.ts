@@ -3,7 +3,7 @@ import type { PreconditionError, UsageError } from "../base/errors.js";
 import { BOOT_ID } from "../host/process-identity.js";
 import { ScriptError, type Ssh } from "../host/ssh.js";
 import { sever } from "../host/ssh-forward.js";
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type MarkedDomain, PID_FILES } from "./frozen-mark.js";
 import {
   type FoundFolder,

@@ -21,7 +21,7 @@ import { dirname, resolve } from "node:path";
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
-import type { StatedImage, StatedLinks } from "../libvirt/stated-chain.js";
+import type { StatedImage, StatedLinks } from "../libvirt/documents/stated-chain.js";
 import { mayRead, type ToolUser, type ToolUsers } from "./confined-tool.js";
 import { asArgument, type BlockNode, type DiskFile, type ImageInfo, readInfo } from "./qemu-img.js";
 import { ImageServer } from "./qemu-nbd.js";

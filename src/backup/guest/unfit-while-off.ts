@@ -1,7 +1,7 @@
 /** What keeps a domain that is off, or one of its disks, from being read, though a running one could be. */
 
 import { PreconditionError } from "../base/errors.js";
-import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
 /**

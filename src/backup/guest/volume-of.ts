@@ -1,5 +1,5 @@
 import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
-import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
 /** Where a volume of a storage pool is. */

@@ -1,7 +1,7 @@
 import { hasCode } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
-import { withoutBitmap } from "./checkpoint-edit.js";
-import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
+import { withoutBitmap } from "./documents/checkpoint-edit.js";
+import { type Checkpoint, parseCheckpoint } from "./documents/checkpoint-xml.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
 
 /**

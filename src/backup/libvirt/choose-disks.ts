@@ -1,5 +1,5 @@
 import { PreconditionError } from "../base/errors.js";
-import type { DomainDefinition, DomainDisk } from "./domain-xml.js";
+import type { DomainDefinition, DomainDisk } from "./documents/domain-xml.js";
 
 /** Selects disks by their targets. */
 export interface DiskChoice {

@@ -1,9 +1,9 @@
 /** A domain started, resumed and ended, and QEMU told to fill its disks from what they are based on. */
 import { hasCode } from "../base/errors.js";
+import { formatTree, parseTree, XmlElement } from "./documents/xml-tree.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
 import { EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
-import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
 
 /**
  * virDomainInterfaceAddressesSource. What the agent says is not among them: a guest may lie.

@@ -1,4 +1,4 @@
-import type { DomainDefinition } from "./domain-xml.js";
+import type { DomainDefinition } from "./documents/domain-xml.js";
 import type { Libvirt } from "./libvirt.js";
 
 /** What happens to a domain with fragile disks; the end of a sentence. */

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
-import type { DomainDefinition } from "./domain-xml.js";
+import type { DomainDefinition } from "./documents/domain-xml.js";
 import type { Libvirt } from "./libvirt.js";
 
 /**

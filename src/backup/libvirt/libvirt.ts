@@ -23,8 +23,8 @@
 
 import { BackupError, hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { Platform } from "./documents/domain-xml.js";
 import { stateText } from "./domain-state.js";
-import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type ImageName, type ImageSize, imageSizesOf } from "./image-sizes.js";
 import { JobEnd, unlessBusy } from "./job-end.js";

@@ -2,8 +2,8 @@
 import { stat } from "node:fs/promises";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import { parseTree, type XmlElement } from "../libvirt/documents/xml-tree.js";
 import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
-import { parseTree, type XmlElement } from "../libvirt/xml-tree.js";
 
 export class ImagesInUse {
   readonly #running: XmlElement;

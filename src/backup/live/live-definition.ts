@@ -1,6 +1,6 @@
 /** What the definition of a guest says that decides whether it can run from a point. */
 import { PreconditionError } from "../base/errors.js";
-import { formatTree, parseTree, type XmlElement } from "../libvirt/xml-tree.js";
+import { formatTree, parseTree, type XmlElement } from "../libvirt/documents/xml-tree.js";
 
 /**
  * What is filled into a disk that forgets what is written, or that can't be written to, would not last.

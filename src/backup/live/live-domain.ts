@@ -5,9 +5,9 @@
 import { join } from "node:path";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import { parseTree } from "../libvirt/documents/xml-tree.js";
 import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { parseTree } from "../libvirt/xml-tree.js";
 import { noteOf } from "./beside-point.js";
 import { stopOnErrors } from "./error-policies.js";
 import { withFiles } from "./live-definition.js";

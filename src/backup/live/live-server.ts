@@ -1,7 +1,7 @@
 import { lchown } from "node:fs/promises";
 import { DamageError, messageOf, PreconditionError } from "../base/errors.js";
-import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import { parseHostSecurity } from "../libvirt/documents/capabilities-xml.js";
+import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";

@@ -1,4 +1,4 @@
-import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
+import { formatTree, parseTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 
 export interface RehearsalLimits {
   /** Most of its memory, in bytes. */

@@ -10,7 +10,7 @@ import { domainWord } from "../base/shell-word.js";
 import type { Adaptation } from "../definition/fit-to-host.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { temporaryPathFor } from "../host/publish.js";
-import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
+import { parseHostSecurity } from "../libvirt/documents/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";

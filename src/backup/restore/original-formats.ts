@@ -1,7 +1,7 @@
 import { BackupError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { ImageFormat } from "../image/image.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 

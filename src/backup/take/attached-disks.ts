@@ -1,7 +1,7 @@
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { SoundBases } from "../chain/sound-bases.js";
 import type { JobConnection } from "../guest/job-connection.js";
-import type { IncrementalDisk } from "../libvirt/job-xml.js";
+import type { IncrementalDisk } from "../libvirt/documents/job-xml.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";

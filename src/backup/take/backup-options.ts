@@ -1,7 +1,7 @@
 import type { EncryptedPolicy } from "../guest/encrypted-disks.js";
 import type { FullEvery, Level } from "../guest/levels.js";
-import type { TcpServer } from "../libvirt/begin-xml.js";
 import type { DiskChoice } from "../libvirt/choose-disks.js";
+import type { TcpServer } from "../libvirt/documents/begin-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { TakeSettings } from "./take-options.js";
 

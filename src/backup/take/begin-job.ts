@@ -9,11 +9,16 @@ import { bitmapOf, type DiskPlan, type GuestDisk } from "../guest/plan-disk.js";
 import { type Forecast, LOST, planGuest, refuseNoBase } from "../guest/plan-guest.js";
 import type { ScratchSettings } from "../guest/scratch-guard.js";
 import type { ImageFormat } from "../image/image.js";
-import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
-import type { BackupServer, ExportedDisk } from "../libvirt/job-xml.js";
-import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
+import {
+  formatBackup,
+  formatCheckpoint,
+  type JobRequest,
+  type TcpServer,
+} from "../libvirt/documents/begin-xml.js";
+import { parseCheckpoint } from "../libvirt/documents/checkpoint-xml.js";
+import type { BackupServer, ExportedDisk } from "../libvirt/documents/job-xml.js";
+import { openRunningJob, type RunningJob } from "../libvirt/job/running-job.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Made } from "./clear-traces.js";
 

@@ -14,7 +14,7 @@ import { freeBytesThere, scratchRooms } from "../guest/scratch-rooms.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { disksToBackUp } from "../libvirt/choose-disks.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import { fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";

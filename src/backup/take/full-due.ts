@@ -1,6 +1,6 @@
 /** Whether a new chain is due: full backups at intervals, without a timer or a note of their own. */
 import type { FullEvery, Level } from "../guest/levels.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { type Manifest, PRUNED_BELOW, timeOf } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";

@@ -2,7 +2,7 @@ import { hasCode, PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import type { ImageFormat } from "../image/image.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { parseCheckpoint } from "../libvirt/documents/checkpoint-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";

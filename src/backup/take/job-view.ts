@@ -4,21 +4,21 @@ import type { Definition } from "../guest/keep-files.js";
 import { scratchRooms } from "../guest/scratch-rooms.js";
 import type { ScratchThresholds } from "../guest/scratch-thresholds.js";
 import { Ssh } from "../host/ssh.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { fragileDisks } from "../libvirt/fragile-disks.js";
-import { guestEnd } from "../libvirt/guest-end.js";
-import { hostOf } from "../libvirt/hypervisor.js";
+import { parseCheckpoint } from "../libvirt/documents/checkpoint-xml.js";
+import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import {
   type BackupJob,
   type BackupServer,
   type ExportedDisk,
   exportedDisks,
   parseBackupJob,
-} from "../libvirt/job-xml.js";
+} from "../libvirt/documents/job-xml.js";
+import { fragileDisks } from "../libvirt/fragile-disks.js";
+import { guestEnd } from "../libvirt/guest-end.js";
+import { hostOf } from "../libvirt/hypervisor.js";
+import { openRunningJob, type RunningJob } from "../libvirt/job/running-job.js";
+import { canBeSameJob } from "../libvirt/job/same-job.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
-import { canBeSameJob } from "../libvirt/same-job.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { TakePointOptions } from "./take-options.js";
 

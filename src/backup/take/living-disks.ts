@@ -2,7 +2,7 @@ import type { NbdClient } from "../../nbd/index.js";
 import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
 import { patientBy } from "../guest/job-connection.js";
-import { exportedDisks } from "../libvirt/job-xml.js";
+import { exportedDisks } from "../libvirt/documents/job-xml.js";
 import { type LookOptions, lookAtFrozen } from "./frozen-domain.js";
 
 /**

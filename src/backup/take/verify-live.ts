@@ -7,7 +7,7 @@ import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
 import type { Guest } from "../guest/guest.js";
 import { patientBy } from "../guest/job-connection.js";
-import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
+import { exportedDisks, type IncrementalDisk } from "../libvirt/documents/job-xml.js";
 import { proveBase } from "../prove/prove-base.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { BackupOptions } from "./backup-options.js";

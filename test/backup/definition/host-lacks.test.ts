@@ -1,8 +1,8 @@
 import { expect, it } from "vitest";
 import { findLacks } from "../../../src/backup/definition/host-lacks.js";
+import { formatTree, parseTree } from "../../../src/backup/libvirt/documents/xml-tree.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { type XdrReader, XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
-import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";
 import { ScriptedLibvirt } from "../../support/scripted-libvirt.js";
 
 const [CAPABILITIES, DOMAIN_CAPABILITIES, COMPARE_CPU] = [7, 342, 393];

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { DomainOffers } from "../../../src/backup/definition/host-offers.js";
 import { lackingDevices } from "../../../src/backup/definition/lacking-devices.js";
-import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";
+import { formatTree, parseTree } from "../../../src/backup/libvirt/documents/xml-tree.js";
 
 const list = (name: string, values: string): string =>
   `<enum name='${name}'>${values

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { formatTree } from "../../../src/backup/libvirt/xml-tree.js";
+import { formatTree } from "../../../src/backup/libvirt/documents/xml-tree.js";
 import { describeUnless } from "../../support/tools.js";
 import { DomainSchema, hasSchemas } from "./schema-names.js";
 import { definition, EMULATOR, leftOut, made, QEMU_NAMESPACE, restored } from "./untrusted-definition.js";

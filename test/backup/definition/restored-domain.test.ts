@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { type RestoredPlace, restoredDomain } from "../../../src/backup/definition/restored-domain.js";
-import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 
 const UUID = "11111111-2222-3333-4444-555555555555";
 const VDA: [string, RestoredPlace] = ["vda", { kind: "file", path: "/r/it's & more.qcow2", format: "qcow2" }];

@@ -4,7 +4,7 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseTree, XmlElement } from "../../../src/backup/libvirt/xml-tree.js";
+import { parseTree, XmlElement } from "../../../src/backup/libvirt/documents/xml-tree.js";
 
 const SCHEMAS = "/usr/share/libvirt/schemas";
 const FILES = [

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { clearFolder } from "../../../src/backup/guest/claim.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
-import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { DOMAIN } from "../libvirt/dumps.js";

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { expect, it } from "vitest";
 import { whileFrozen } from "../../../src/backup/guest/freeze.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
-import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { ScriptedLibvirt } from "../../support/scripted-libvirt.js";

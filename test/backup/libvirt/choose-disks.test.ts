@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { disksLeftOut, disksToBackUp } from "../../../src/backup/libvirt/choose-disks.js";
-import type { DomainDefinition } from "../../../src/backup/libvirt/domain-xml.js";
+import type { DomainDefinition } from "../../../src/backup/libvirt/documents/domain-xml.js";
 
 const disk = {
   device: "disk",

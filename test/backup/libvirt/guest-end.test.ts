@@ -1,6 +1,6 @@
 import { describe, expect, it, vi } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
-import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 import { guestEnd } from "../../../src/backup/libvirt/guest-end.js";
 import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";

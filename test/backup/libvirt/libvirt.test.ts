@@ -1,8 +1,8 @@
 /** What the program makes of libvirt's answers, against a libvirt that says what a test scripts. */
 import { describe, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
+import { exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/documents/job-xml.js";
 import { freeze } from "../../../src/backup/libvirt/freeze.js";
-import { exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { domainOf, type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";

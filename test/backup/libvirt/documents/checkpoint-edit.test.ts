@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { withoutBitmap } from "../../../src/backup/libvirt/checkpoint-edit.js";
+import { withoutBitmap } from "../../../../src/backup/libvirt/documents/checkpoint-edit.js";
 
 const XML = `<domaincheckpoint>
   <name>a &amp; b</name>

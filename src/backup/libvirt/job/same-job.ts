@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import { type BackupJob, exportedDisks } from "./job-xml.js";
+import { type BackupJob, exportedDisks } from "../documents/job-xml.js";
 
 /**
  * Whether two descriptions from the same run of a domain can belong to one job. A restarted libvirtd forgets

@@ -1,9 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { parseBackupSupport, parseHostSecurity } from "../../../src/backup/libvirt/capabilities-xml.js";
-import { type Checkpoint, parseCheckpoint } from "../../../src/backup/libvirt/checkpoint-xml.js";
-import { type DomainDefinition, parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
-import { jobInfoOf } from "../../../src/backup/libvirt/job-info.js";
-import { CHECKPOINT, DOMAIN } from "./dumps.js";
+import {
+  parseBackupSupport,
+  parseHostSecurity,
+} from "../../../../src/backup/libvirt/documents/capabilities-xml.js";
+import { type Checkpoint, parseCheckpoint } from "../../../../src/backup/libvirt/documents/checkpoint-xml.js";
+import { type DomainDefinition, parseDomain } from "../../../../src/backup/libvirt/documents/domain-xml.js";
+import { jobInfoOf } from "../../../../src/backup/libvirt/job-info.js";
+import { CHECKPOINT, DOMAIN } from "../dumps.js";
 
 describe("the XML of a checkpoint", () => {
   it("gives its time, its parent and the disks it covers", () => {

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { PreconditionError } from "../base/errors.js";
+import { PreconditionError } from "../../base/errors.js";
 import {
   type DocumentKind,
   element,

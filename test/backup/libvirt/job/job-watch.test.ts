@@ -1,10 +1,10 @@
 /** The end of a job, as libvirt tells it while the job's disks are read. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
-import { whileJobRuns } from "../../../src/backup/libvirt/job-watch.js";
-import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
-import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
-import { type Client, type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
+import { whileJobRuns } from "../../../../src/backup/libvirt/job/job-watch.js";
+import { Libvirt } from "../../../../src/backup/libvirt/libvirt.js";
+import { XdrWriter } from "../../../../src/backup/libvirt/rpc/xdr.js";
+import { type Client, type Script, ScriptedLibvirt, UUID } from "../../../support/scripted-libvirt.js";
 
 const REGISTER = 316;
 const DEREGISTER = 317;

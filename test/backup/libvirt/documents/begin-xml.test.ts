@@ -1,6 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { formatBackup, formatCheckpoint, type JobRequest } from "../../../src/backup/libvirt/begin-xml.js";
-import { parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
+import {
+  formatBackup,
+  formatCheckpoint,
+  type JobRequest,
+} from "../../../../src/backup/libvirt/documents/begin-xml.js";
+import { parseBackupJob } from "../../../../src/backup/libvirt/documents/job-xml.js";
 
 const request: JobRequest = {
   server: { transport: "unix", socket: "/a & b/'nbd'.sock" },

@@ -1,13 +1,13 @@
-import { BackupError, PreconditionError } from "../base/errors.js";
-import { domainWord } from "../base/shell-word.js";
-import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
-import { type DomainDefinition, parseDomain } from "./domain-xml.js";
+import { BackupError, PreconditionError } from "../../base/errors.js";
+import { domainWord } from "../../base/shell-word.js";
+import { type Checkpoint, parseCheckpoint } from "../documents/checkpoint-xml.js";
+import { type DomainDefinition, parseDomain } from "../documents/domain-xml.js";
+import { type BackupJob, exportedDisks, parseBackupJob } from "../documents/job-xml.js";
+import type { JobInfo } from "../job-info.js";
+import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt.js";
 import { endedInQemu } from "./frozen-disks.js";
-import type { JobInfo } from "./job-info.js";
 import { whileJobRuns } from "./job-watch.js";
-import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { type LastLookOptions, lookPatiently } from "./last-look.js";
-import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "./libvirt.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
 
 /** A point in time that lies between two known ones, in milliseconds since 1970. */

@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { anySignal } from "../../nbd/index.js";
-import { hasCode } from "../base/errors.js";
-import { isHangUp } from "./guest-end.js";
-import { jobFactsOf } from "./job-info.js";
-import type { DomainRef, Libvirt } from "./libvirt.js";
-import { type DomainEvent, EVENT } from "./rpc/events.js";
+import { anySignal } from "../../../nbd/index.js";
+import { hasCode } from "../../base/errors.js";
+import { isHangUp } from "../guest-end.js";
+import { jobFactsOf } from "../job-info.js";
+import type { DomainRef, Libvirt } from "../libvirt.js";
+import { type DomainEvent, EVENT } from "../rpc/events.js";
 
 /** virDomainEventType: VIR_DOMAIN_EVENT_STOPPED. */
 const STOPPED = 5;

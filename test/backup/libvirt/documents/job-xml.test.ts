@@ -1,8 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
-import { type BackupJob, exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
-import { processorMs } from "../../support/processor-time.js";
-import { BLOCK_SCRATCH, FULL, FULL_WITH_BITMAP_NAME, INCREMENTAL, MIXED } from "./dumps.js";
+import { BackupError, PreconditionError } from "../../../../src/backup/base/errors.js";
+import {
+  type BackupJob,
+  exportedDisks,
+  parseBackupJob,
+} from "../../../../src/backup/libvirt/documents/job-xml.js";
+import { processorMs } from "../../../support/processor-time.js";
+import { BLOCK_SCRATCH, FULL, FULL_WITH_BITMAP_NAME, INCREMENTAL, MIXED } from "../dumps.js";
 
 const SOCKET = "<server transport='unix' socket='/s'/>";
 

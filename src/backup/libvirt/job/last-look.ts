@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasCode, messageOf } from "../base/errors.js";
+import { hasCode, messageOf } from "../../base/errors.js";
 
 /** How long a libvirt that is busy, or that says nothing, is asked again: as long as for the end of a job. */
 const PATIENCE_MS = 600_000;

@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, it, vi } from "vitest";
-import { openRunningJob } from "../../../src/backup/libvirt/running-job.js";
-import { CHECKPOINT, FULL, INCREMENTAL, MIXED } from "./dumps.js";
-import { FakeLibvirt } from "./fake-libvirt.js";
+import { openRunningJob } from "../../../../src/backup/libvirt/job/running-job.js";
+import { CHECKPOINT, FULL, INCREMENTAL, MIXED } from "../dumps.js";
+import { FakeLibvirt } from "../fake-libvirt.js";
 
 /** 10:00:00.600 on some day: the time at which the job started. */
 const STARTED = Date.UTC(2026, 10, 20, 10, 0, 0, 600);

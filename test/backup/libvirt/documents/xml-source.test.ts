@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
-import { withoutBitmap } from "../../../src/backup/libvirt/checkpoint-edit.js";
-import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
-import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";
-import { CHECKPOINT, DOMAIN } from "./dumps.js";
+import { withoutBitmap } from "../../../../src/backup/libvirt/documents/checkpoint-edit.js";
+import { parseDomain } from "../../../../src/backup/libvirt/documents/domain-xml.js";
+import { formatTree, parseTree } from "../../../../src/backup/libvirt/documents/xml-tree.js";
+import { CHECKPOINT, DOMAIN } from "../dumps.js";
 
 /** What `virsh dumpxml` of libvirt 9.0 prints of what was given to `virsh define`. */
 const WRITTEN: readonly (readonly [what: string, metadata: string])[] = [

@@ -1,9 +1,9 @@
-import { BackupError, hasCode } from "../base/errors.js";
-import { together } from "../base/in-parallel.js";
-import type { DomainRef, Libvirt } from "./libvirt.js";
-import { errorNumberOf } from "./libvirt-errors.js";
-import { NUMBER } from "./rpc/errors.js";
-import * as remote from "./rpc/procedures.js";
+import { BackupError, hasCode } from "../../base/errors.js";
+import { together } from "../../base/in-parallel.js";
+import type { DomainRef, Libvirt } from "../libvirt.js";
+import { errorNumberOf } from "../libvirt-errors.js";
+import { NUMBER } from "../rpc/errors.js";
+import * as remote from "../rpc/procedures.js";
 
 /** With these libvirt says that it can't ask, and nothing of the job. */
 const CANNOT_ASK: readonly (number | undefined)[] = [

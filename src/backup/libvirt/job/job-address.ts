@@ -1,5 +1,5 @@
-import type { NbdAddress } from "../../nbd/index.js";
-import type { BackupServer } from "./job-xml.js";
+import type { NbdAddress } from "../../../nbd/index.js";
+import type { BackupServer } from "../documents/job-xml.js";
 
 /** The NBD address of an export of a job. */
 export function addressOf(server: BackupServer, exportName: string): NbdAddress {

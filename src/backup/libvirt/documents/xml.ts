@@ -12,7 +12,7 @@
 
 import { XMLParser } from "fast-xml-parser";
 import { z } from "zod";
-import { BackupError, messageOf } from "../base/errors.js";
+import { BackupError, messageOf } from "../../base/errors.js";
 import { LIBVIRT_NAMES, readableXml } from "./xml-source.js";
 
 /** A kind of document that libvirt writes. */
