@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode } from "../base/errors.js";
 import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
+import { type Hypervisor, parseConnectionUri } from "./hypervisor.js";
 import { type Asked, failure } from "./libvirt-errors.js";
-import { parseDaemonAddress } from "./rpc/daemon-address.js";
 import { Download } from "./rpc/download.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
 import type { Procedure } from "./rpc/procedure.js";
@@ -64,6 +64,11 @@ export class LibvirtCalls {
   /** The URI of the connection, also if none was named. */
   async uri(): Promise<string> {
     return await resolveConnectionUri(this.#options.connect);
+  }
+
+  /** Where libvirt runs. */
+  async hypervisor(): Promise<Hypervisor> {
+    return parseConnectionUri(await this.uri(), { runtimeFolder: runtimeFolder() }).hypervisor;
   }
 
   /**
@@ -183,7 +188,7 @@ export class LibvirtCalls {
 
 function newSession({ connect, timeoutMs = TIMEOUT_MS }: LibvirtOptions): RpcSession {
   const address = async () =>
-    parseDaemonAddress(await resolveConnectionUri(connect), { runtimeFolder: runtimeFolder() });
+    parseConnectionUri(await resolveConnectionUri(connect), { runtimeFolder: runtimeFolder() }).daemon;
   return new RpcSession(address, { timeoutMs });
 }
 

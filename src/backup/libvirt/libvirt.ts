@@ -25,7 +25,7 @@ import { BackupError, hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { Platform } from "./documents/domain-xml.js";
 import { stateText } from "./domain-state.js";
-import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
+import { type Hypervisor, hostOf } from "./hypervisor.js";
 import { type ImageName, type ImageSize, imageSizesOf } from "./image-sizes.js";
 import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
@@ -301,7 +301,7 @@ export class Libvirt implements AsyncDisposable {
 
   /** Where libvirt runs. */
   async hypervisor(): Promise<Hypervisor> {
-    return parseHypervisor(await this.uri());
+    return await this.#calls.hypervisor();
   }
 
   /** The host that libvirt runs on, as the URI names it; undefined for this host. */

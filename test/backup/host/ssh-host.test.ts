@@ -8,7 +8,7 @@ import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { LastingForward } from "../../../src/backup/host/lasting-forward.js";
 import { Ssh } from "../../../src/backup/host/ssh.js";
 import { openForward, sever } from "../../../src/backup/host/ssh-forward.js";
-import { parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
+import { parseConnectionUri } from "../../../src/backup/libvirt/hypervisor.js";
 import { SSH_TOOLS, SshHost } from "../../support/ssh-host.js";
 import { describeUnless, findTool } from "../../support/tools.js";
 import { ZombieProcess } from "../../support/zombie-process.js";
@@ -28,7 +28,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
   let folder: JobFolder;
   beforeAll(async () => {
     host = await SshHost.start();
-    const hypervisor = parseHypervisor(host.uri);
+    const { hypervisor } = parseConnectionUri(host.uri, { runtimeFolder: "/nowhere" });
     if (hypervisor.kind !== "ssh") throw new Error(host.uri);
     ssh = new Ssh(hypervisor.target);
   });

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { parseClientConfig, resolveConnectionUri } from "../../../src/backup/libvirt/connection-uri.js";
-import { parseDaemonAddress } from "../../../src/backup/libvirt/rpc/daemon-address.js";
+import { parseConnectionUri } from "../../../src/backup/libvirt/hypervisor.js";
 
 const CONF = `
 # uri_aliases = [ "old=qemu:///nowhere" ]
@@ -51,7 +51,7 @@ describe("the connection URI", () => {
 });
 
 describe("the daemon of a URI", () => {
-  const parse = (uri: string) => parseDaemonAddress(uri, { runtimeFolder: "/run/user/1000" });
+  const parse = (uri: string) => parseConnectionUri(uri, { runtimeFolder: "/run/user/1000" }).daemon;
 
   it("is behind a socket of the system or of the user, of QEMU alone or of all hypervisors", () => {
     const system = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
@@ -90,12 +90,14 @@ describe("the daemon of a URI", () => {
     expect(parse("qemu+ssh://far/system?name=qemu:///embed").uri).toBe("qemu:///embed");
   });
 
-  it.each(["nonsense", "qemu+ext:///system?command=/bin/x", "qemu+ssh://far/system?proxy=magic"])(
-    "can't be found: %s",
-    (uri) => {
-      expect(() => parse(uri)).toThrow(
-        expect.objectContaining({ code: "E_LIBVIRT_URI", message: expect.stringContaining(uri) }),
-      );
-    },
-  );
+  it.each([
+    "nonsense",
+    "qemu+ext:///system?command=/bin/x",
+    "qemu+ssh://far/system?proxy=magic",
+    "qemu+unix://far/system",
+  ])("can't be found: %s", (uri) => {
+    expect(() => parse(uri)).toThrow(
+      expect.objectContaining({ code: "E_LIBVIRT_URI", message: expect.stringContaining(uri) }),
+    );
+  });
 });

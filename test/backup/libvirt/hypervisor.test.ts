@@ -1,10 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { hostOf, parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
+import { type Hypervisor, hostOf, parseConnectionUri } from "../../../src/backup/libvirt/hypervisor.js";
+
+const parse = (uri: string): Hypervisor => parseConnectionUri(uri, { runtimeFolder: "/nowhere" }).hypervisor;
 
 describe("the libvirt URI", () => {
-  it.each(["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "hv1", ""])(
+  it.each(["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "qemu+tls:///system"])(
     "means this host: %s",
-    (uri) => expect(parseHypervisor(uri)).toEqual({ kind: "local" }),
+    (uri) => expect(parse(uri)).toEqual({ kind: "local" }),
   );
 
   it.each([
@@ -13,11 +15,11 @@ describe("the libvirt URI", () => {
     ["qemu://hv1/system", "hv1"],
     ["qemu+ssh://root@[::1]/system", "::1"],
     ["qemu+ssh:///system", "localhost"],
-  ])("means another host: %s", (uri, host) => expect(hostOf(parseHypervisor(uri))).toBe(host));
+  ])("means another host: %s", (uri, host) => expect(hostOf(parse(uri))).toBe(host));
 
   it("passes to ssh what it passes to libvirt's ssh", () => {
     const target = (uri: string): unknown => {
-      const hypervisor = parseHypervisor(uri);
+      const hypervisor = parse(uri);
       return hypervisor.kind === "ssh" ? hypervisor.target : hypervisor;
     };
     expect(target("qemu+ssh://hv1/system")).toEqual({

@@ -1,8 +1,8 @@
 /** A connection to libvirt, and daemons that misbehave: a clear error or patience, nothing lost, no hang. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
+import { parseConnectionUri } from "../../../../src/backup/libvirt/hypervisor.js";
 import type { Keepalive, RpcConnection } from "../../../../src/backup/libvirt/rpc/connection.js";
-import { parseDaemonAddress } from "../../../../src/backup/libvirt/rpc/daemon-address.js";
 import { openConnection } from "../../../../src/backup/libvirt/rpc/open.js";
 import { encodePacket, type Packet, PROGRAM } from "../../../../src/backup/libvirt/rpc/packets.js";
 import * as remote from "../../../../src/backup/libvirt/rpc/procedures.js";
@@ -25,7 +25,7 @@ let server: ScriptedLibvirt;
 afterEach(() => server[Symbol.asyncDispose]());
 
 const text = (value: string): XdrWriter => new XdrWriter().string(value);
-const address = () => parseDaemonAddress(server.uri, { runtimeFolder: "/nowhere" });
+const address = () => parseConnectionUri(server.uri, { runtimeFolder: "/nowhere" }).daemon;
 
 async function open(script: Script, keepalive?: Keepalive): Promise<RpcConnection> {
   server = await ScriptedLibvirt.start(script);

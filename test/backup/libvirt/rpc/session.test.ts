@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { parseConnectionUri } from "../../../../src/backup/libvirt/hypervisor.js";
 import { Libvirt } from "../../../../src/backup/libvirt/libvirt.js";
-import { parseDaemonAddress } from "../../../../src/backup/libvirt/rpc/daemon-address.js";
 import { EVENT } from "../../../../src/backup/libvirt/rpc/events.js";
 import * as remote from "../../../../src/backup/libvirt/rpc/procedures.js";
 import { RpcSession } from "../../../../src/backup/libvirt/rpc/session.js";
@@ -16,7 +16,7 @@ let server: ScriptedLibvirt;
 afterEach(() => server[Symbol.asyncDispose]());
 
 const text = (value: string): XdrWriter => new XdrWriter().string(value);
-const address = () => parseDaemonAddress(server.uri, { runtimeFolder: "/nowhere" });
+const address = () => parseConnectionUri(server.uri, { runtimeFolder: "/nowhere" }).daemon;
 
 describe("a session", () => {
   const session = (): RpcSession => new RpcSession(async () => address(), { timeoutMs: 5000 });
