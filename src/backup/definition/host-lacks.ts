@@ -7,6 +7,7 @@ import { domainWord } from "../base/shell-word.js";
 import { formatTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { errorNumberOf } from "../libvirt/libvirt-errors.js";
+import { NUMBER } from "../libvirt/rpc/errors.js";
 import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";
@@ -230,16 +231,19 @@ async function lacksOfFiles(domain: XmlElement, { libvirt, own, isThere }: Lacks
   return lacks;
 }
 
-/** VIR_ERR_NO_STORAGE_POOL, _NO_STORAGE_VOL, and _OPERATION_INVALID: a pool that is off shows no volumes. */
-const NO_VOLUME = [49, 50, 55];
+/** The last: a pool that is off shows no volumes. */
+const NO_VOLUME: readonly (number | undefined)[] = [
+  NUMBER.noStoragePool,
+  NUMBER.noStorageVolume,
+  NUMBER.operationInvalid,
+];
 
 async function hasVolume(libvirt: Libvirt, pool: string, name: string): Promise<boolean> {
   try {
     await libvirt.volume(pool, name);
     return true;
   } catch (error) {
-    const number = errorNumberOf(error);
-    if (number !== undefined && NO_VOLUME.includes(number)) return false;
+    if (NO_VOLUME.includes(errorNumberOf(error))) return false;
     if (hasCode(error, "E_LIBVIRT_REFUSED")) return true;
     throw error;
   }

@@ -32,6 +32,7 @@ import { type JobInfo, jobInfoOf } from "./job-info.js";
 import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
 import { errorNumberOf, isJobGone, saidIn } from "./libvirt-errors.js";
+import { NUMBER } from "./rpc/errors.js";
 import type { Procedure } from "./rpc/procedure.js";
 import * as remote from "./rpc/procedures.js";
 import type { WireDomain } from "./rpc/wire-objects.js";
@@ -64,9 +65,6 @@ const BACKUP_JOB = 5;
 const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
 /** VIR_DOMAIN_STATS_BLOCK, and VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. */
 const IMAGE_STATS = { stats: 1 << 5, flags: 1 << 30 };
-/** VIR_ERR_NO_NETWORK and VIR_ERR_CPU_INCOMPATIBLE. */
-const NO_NETWORK = 43;
-const CPU_INCOMPATIBLE = 91;
 /** VIR_CONNECT_LIST_DOMAINS_ACTIVE and _INACTIVE. */
 const ACTIVE = 1;
 const INACTIVE_DOMAINS = 2;
@@ -342,7 +340,7 @@ export class Libvirt implements AsyncDisposable {
       const found = await this.#calls.call(remote.NETWORK_LOOKUP_BY_NAME, name, name);
       return (await this.#calls.call(remote.NETWORK_IS_ACTIVE, found, name)) ? "on" : "off";
     } catch (error) {
-      if (errorNumberOf(error) === NO_NETWORK) return undefined;
+      if (errorNumberOf(error) === NUMBER.noNetwork) return undefined;
       throw error;
     }
   }
@@ -371,7 +369,7 @@ export class Libvirt implements AsyncDisposable {
       return undefined;
     } catch (error) {
       if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
-      return errorNumberOf(error) === CPU_INCOMPATIBLE ? saidIn(error) : undefined;
+      return errorNumberOf(error) === NUMBER.cpuIncompatible ? saidIn(error) : undefined;
     }
   }
 

@@ -1,8 +1,8 @@
 /**
  * The procedures that this program calls, as `src/remote/remote_protocol.x` of libvirt numbers them and
  * defines their arguments (`remote_NAME_args`) and answers (`remote_NAME_ret`). The order is that of the
- * numbers; the names are libvirt's. Those about disks and their jobs stand in disk-procedures.ts. Pure
- * functions.
+ * numbers, and those of QEMU's own program come last; the names are libvirt's. Those about disks and their
+ * jobs stand in disk-procedures.ts. Pure functions.
  */
 
 import { PROGRAM } from "./packets.js";
@@ -80,12 +80,12 @@ export const DOMAIN_RESUME = act(
   nothing,
 );
 
-/** `feature`: VIR_DRV_FEATURE_*. */
-export const CONNECT_SUPPORTS_FEATURE = question(
-  60,
-  "CONNECT_SUPPORTS_FEATURE",
-  (out, feature: number) => out.int(feature),
-  (answer) => answer.int() === 1,
+/** The device of this host that the network's cards are connected to. */
+export const NETWORK_GET_BRIDGE_NAME = question(
+  45,
+  "NETWORK_GET_BRIDGE_NAME",
+  (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
+  (answer) => answer.string(),
 );
 
 export const NETWORK_LOOKUP_BY_NAME = question(
@@ -95,13 +95,18 @@ export const NETWORK_LOOKUP_BY_NAME = question(
   (answer): WireNetwork => ({ name: answer.string(), uuid: uuidText(answer.fixed(16)) }),
 );
 
-/** The device of this host that the network's cards are connected to. */
-export const NETWORK_GET_BRIDGE_NAME = question(
-  45,
-  "NETWORK_GET_BRIDGE_NAME",
-  (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
-  (answer) => answer.string(),
+/** `feature`: VIR_DRV_FEATURE_*. */
+export const CONNECT_SUPPORTS_FEATURE = question(
+  60,
+  "CONNECT_SUPPORTS_FEATURE",
+  (out, feature: number) => out.int(feature),
+  (answer) => answer.int() === 1,
 );
+
+/** The authentication that this client has to choose from: `enum remote_auth_type`. */
+export const AUTH_LIST = question(66, "AUTH_LIST", noArguments, (answer) => answer.list(() => answer.int()));
+
+export const AUTH_POLKIT = question(70, "AUTH_POLKIT", noArguments, (answer) => answer.int() === 1);
 
 export const STORAGE_POOL_LOOKUP_BY_NAME = question(
   84,
@@ -128,11 +133,6 @@ export const STORAGE_VOL_GET_INFO = question(98, "STORAGE_VOL_GET_INFO", writeVo
 export const STORAGE_VOL_GET_PATH = question(100, "STORAGE_VOL_GET_PATH", writeVolume, (answer) =>
   answer.string(),
 );
-
-/** The authentication that this client has to choose from: `enum remote_auth_type`. */
-export const AUTH_LIST = question(66, "AUTH_LIST", noArguments, (answer) => answer.list(() => answer.int()));
-
-export const AUTH_POLKIT = question(70, "AUTH_POLKIT", noArguments, (answer) => answer.int() === 1);
 
 export const NETWORK_IS_ACTIVE = question(
   152,
@@ -282,6 +282,13 @@ export const DOMAIN_GET_FSINFO = question(
   },
 );
 
+export const DOMAIN_DEFINE_XML_FLAGS = act(
+  350,
+  "DOMAIN_DEFINE_XML_FLAGS",
+  (out, xml: string) => out.string(xml).int(0),
+  readDomain,
+);
+
 /** Addresses of a running domain's cards; `source`: virDomainInterfaceAddressesSource. */
 export const DOMAIN_INTERFACE_ADDRESSES = question(
   353,
@@ -300,13 +307,6 @@ export const DOMAIN_INTERFACE_ADDRESSES = question(
       });
       return { mac, addresses };
     }),
-);
-
-export const DOMAIN_DEFINE_XML_FLAGS = act(
-  350,
-  "DOMAIN_DEFINE_XML_FLAGS",
-  (out, xml: string) => out.string(xml).int(0),
-  readDomain,
 );
 
 /** `cpu`: its `<cpu>` element. Refused with what is missing, if the host can't run it. */

@@ -1,4 +1,5 @@
 /** The codec of libvirt's protocol: bytes in, values out, and nothing is believed. */
+import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { decodeError } from "../../../../src/backup/libvirt/rpc/errors.js";
@@ -8,6 +9,7 @@ import {
   MAX_PACKET,
   type Packet,
   PacketSplitter,
+  PROGRAM,
 } from "../../../../src/backup/libvirt/rpc/packets.js";
 import * as procedures from "../../../../src/backup/libvirt/rpc/procedures.js";
 import { typedParams } from "../../../../src/backup/libvirt/rpc/typed-params.js";
@@ -191,6 +193,17 @@ describe("the table of procedures", () => {
   it("calls each one by its name in remote_protocol.x, and has no number twice", () => {
     for (const { constant, name } of all) expect(constant).toBe(name);
     expect(new Set(all.map(({ number }) => number)).size).toBe(all.length);
+  });
+
+  it.each(["procedures.ts", "disk-procedures.ts"])("has them in the order of their numbers in %s", (file) => {
+    const path = new URL(`../../../../src/backup/libvirt/rpc/${file}`, import.meta.url);
+    const names = [...readFileSync(path, "utf8").matchAll(/^export const (\w+)/gm)].map(([, name]) => name);
+    const places = names.map((name) => {
+      const { program = PROGRAM.remote, number } = all.find(({ constant }) => constant === name) ?? {};
+      return [program, number];
+    });
+    expect(places.length).toBeGreaterThan(10);
+    expect(places).toEqual(places.toSorted(([a = 0, b = 0], [c = 0, d = 0]) => a - c || b - d));
   });
 
   it("repeats what asks, and never what acts", () => {
