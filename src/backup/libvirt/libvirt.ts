@@ -1,21 +1,15 @@
 /**
  * Everything that the program asks of libvirt: one connection to its daemon, by its own protocol, and its XML
- * read and written. Read this file first: its class `Libvirt` has a method for each question. Then read
- * `libvirt-calls.ts` (domains found, patience), `rpc` (the protocol: `connection.ts`, `procedures.ts`) and
- * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
- * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
- * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
- * `same-job.ts`, `job-info.ts`; `frozen-disks.ts` asks QEMU itself), `job-end.ts` waits for its end
- * (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended (`domain-state.ts`);
- * `image-sizes.ts` reads how large images are. `restored-domain.ts` makes the definition of a restored domain
- * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
- * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `host-lacks.ts` finds what a definition wants
- * and the host has not (`host-offers.ts`, `nearest-machine.ts`, `lacking-devices.ts`), and what to take
- * instead. `domain-run.ts` starts a domain and has QEMU fill its disks. `checkpoints.ts` and
- * `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names
- * disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and
- * `capabilities-xml.ts` say what else a domain needs, `start-watch.ts` hears of a domain's start, and
- * `xml.ts` on `xml-tree.ts` reads XML.
+ * read and written. Read this file first: its class `Libvirt` has a method for each question, and they stand
+ * in the order of their subjects: the connection, the host, a domain, its disks, the agent of its guest, its
+ * checkpoints, its jobs. Below it `libvirt-calls.ts` finds domains and has patience, and `libvirt-errors.ts`
+ * says what libvirt's errors mean. The folders:
+ *
+ *     rpc         the protocol: connection.ts carries calls, procedures.ts has one entry for each
+ *     documents   libvirt's XML, read and written, each file one kind of document
+ *     job         a backup job that runs, watched until it ends
+ *
+ * The other files ask several questions for one purpose, and each is named after that.
  *
  * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a
  * repository is known here, because the names of its checkpoints contain it.
@@ -120,178 +114,6 @@ export class Libvirt implements AsyncDisposable {
     return this.close();
   }
 
-  async domainUuid(domain: DomainRef): Promise<string> {
-    return (await this.#calls.find(domain)).uuid;
-  }
-
-  async domainName(domain: DomainRef): Promise<string> {
-    return (await this.#calls.lookUp(domain)).name;
-  }
-
-  /** The number of the domain's run, a new one at every start; undefined while it is off. */
-  async domainId(domain: DomainRef): Promise<number | undefined> {
-    const { id } = await this.#calls.lookUp(domain);
-    return id >= 0 ? id : undefined;
-  }
-
-  /** The domain's state as virsh names it: running, paused, shut off; with its reason: shut off (crashed). */
-  async domainState(domain: DomainRef, options: { readonly reason?: boolean } = {}): Promise<string> {
-    return stateText(await this.#calls.ask(remote.DOMAIN_GET_STATE, domain, {}), options.reason === true);
-  }
-
-  /** The domain's definition: as it runs now, or with `inactive` as it will be at its next start. */
-  domainXml(domain: DomainRef, options: { readonly inactive?: boolean } = {}): Promise<string> {
-    return this.#calls.ask(remote.DOMAIN_GET_XML_DESC, domain, {
-      flags: options.inactive === true ? INACTIVE : 0,
-    });
-  }
-
-  /**
-   * The XML of the running backup job. Rejects with `E_NO_JOB` if there is none, also for a domain that is
-   * off.
-   */
-  backupXml(domain: DomainRef): Promise<string> {
-    return this.#calls.ask(remote.DOMAIN_BACKUP_GET_XML_DESC, domain, {});
-  }
-
-  /**
-   * The XML of a checkpoint, without the domain's definition unless `whole`. With `sizes` it says how much of
-   * each disk changed since; the domain must run then.
-   */
-  async checkpointXml(
-    domain: DomainRef,
-    name: string,
-    options: { readonly sizes?: boolean; readonly whole?: boolean } = {},
-  ): Promise<string> {
-    const flags =
-      (options.sizes === true ? CHECKPOINT_XML.size : 0) |
-      (options.whole === true ? 0 : CHECKPOINT_XML.noDomain);
-    const checkpoint = { name, domain: await this.#calls.find(domain) };
-    return await this.#calls.call(
-      remote.DOMAIN_CHECKPOINT_GET_XML_DESC,
-      { checkpoint, flags },
-      nameOf(domain),
-    );
-  }
-
-  /** The names of all checkpoints of the domain, a parent before its children. */
-  async checkpointNames(domain: DomainRef): Promise<string[]> {
-    const checkpoints = await this.#calls.ask(remote.DOMAIN_LIST_ALL_CHECKPOINTS, domain, {
-      flags: TOPOLOGICAL,
-    });
-    return checkpoints.map(({ name }) => name);
-  }
-
-  /**
-   * Deletes a checkpoint and its bitmaps, for which the domain must run. With `metadata`, deletes only
-   * libvirt's record of it.
-   */
-  async deleteCheckpoint(
-    domain: DomainRef,
-    name: string,
-    options: { readonly metadata?: boolean } = {},
-  ): Promise<void> {
-    const flags = options.metadata === true ? METADATA_ONLY : 0;
-    const checkpoint = { name, domain: await this.#calls.find(domain) };
-    await this.#calls.call(remote.DOMAIN_CHECKPOINT_DELETE, { checkpoint, flags }, nameOf(domain));
-  }
-
-  /** Records a checkpoint that libvirt has forgotten: its bitmaps are not made, they have to be there. */
-  async redefineCheckpoint(domain: DomainRef, xml: string): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_CHECKPOINT_CREATE_XML, domain, { xml, flags: REDEFINE });
-  }
-
-  /** Begins a backup job. With `checkpointXml`, also creates that checkpoint at the same moment. */
-  async beginBackup(domain: DomainRef, backupXml: string, checkpointXml?: string): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_BACKUP_BEGIN, domain, { backupXml, checkpointXml });
-  }
-
-  /** @internal Every image of the domain's disks: what they are based on, and scratch images too. */
-  async imageSizes(domain: DomainRef): Promise<readonly ImageSize[]> {
-    return imageSizesOf(await this.#calls.ask(remote.CONNECT_GET_ALL_DOMAIN_STATS, domain, IMAGE_STATS));
-  }
-
-  /** @internal Has libvirt tell (`EVENT.blockThreshold`), once, that a write has passed this offset. */
-  async setThreshold(domain: DomainRef, { target, index }: ImageName, bytes: number): Promise<void> {
-    const device = `${target}[${index}]`;
-    await this.#calls.ask(remote.DOMAIN_SET_BLOCK_THRESHOLD, domain, { device, bytes });
-  }
-
-  /** The size of a disk in bytes, as the guest sees it. */
-  async diskSize(domain: DomainRef, target: string): Promise<number> {
-    return (await this.#diskInfo(domain, target)).capacity;
-  }
-
-  /** Bytes that a disk's image occupies, at most the size of the disk. */
-  async allocatedBytes(domain: DomainRef, target: string): Promise<number> {
-    const { capacity, allocation } = await this.#diskInfo(domain, target);
-    return Math.min(capacity, allocation);
-  }
-
-  /** Zeroes for a disk that is empty, or of which libvirt knows nothing. */
-  #diskInfo(domain: DomainRef, target: string): Promise<{ capacity: number; allocation: number }> {
-    return this.#calls.ask(remote.DOMAIN_GET_BLOCK_INFO, domain, { path: target });
-  }
-
-  /**
-   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs.
-   * A backup job, which is one of the domain, is no block job here.
-   */
-  async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
-    const { type } =
-      (await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target })) ?? {};
-    return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
-  }
-
-  /**
-   * Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes.
-   */
-  async volume(
-    pool: string,
-    name: string,
-  ): Promise<{ readonly path: string; readonly kind: string; readonly capacity: number | undefined }> {
-    const about = `${name} of the pool ${pool}`;
-    const found = await this.#calls.call(remote.STORAGE_POOL_LOOKUP_BY_NAME, pool, about);
-    const volume = await this.#calls.call(remote.STORAGE_VOL_LOOKUP_BY_NAME, { pool: found, name }, about);
-    const path = await this.#calls.call(remote.STORAGE_VOL_GET_PATH, volume, about);
-    const { type, capacity } = await this.#calls.call(remote.STORAGE_VOL_GET_INFO, volume, about);
-    return { path, kind: VOLUMES[type] ?? "unknown", capacity };
-  }
-
-  /** Whether the domain is off and its memory is saved for the next start. */
-  hasManagedSave(domain: DomainRef): Promise<boolean> {
-    return this.#calls.ask(remote.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, {});
-  }
-
-  /** The mountpoints of the guest's file systems, as its agent reports them. */
-  mountpoints(domain: DomainRef): Promise<string[]> {
-    return this.#calls.ask(remote.DOMAIN_GET_FSINFO, domain, {});
-  }
-
-  /**
-   * Has the guest's agent flush and freeze file systems; no mountpoints: all.
-   * @returns how many were frozen
-   */
-  freeze(domain: DomainRef, mountpoints: readonly string[]): Promise<number> {
-    return this.#calls.ask(remote.DOMAIN_FSFREEZE, domain, { mountpoints });
-  }
-
-  /** Has the guest's agent thaw all file systems. */
-  async thaw(domain: DomainRef): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_FSTHAW, domain, { mountpoints: [] });
-  }
-
-  /** The names of all running domains, including paused ones, in the order in which they were started. */
-  async runningDomains(): Promise<string[]> {
-    const domains = await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, ACTIVE, "");
-    return domains.toSorted((a, b) => a.id - b.id).map(({ name }) => name);
-  }
-
-  /** All domains that are off. */
-  async stoppedDomains(): Promise<{ readonly name: string; readonly uuid: string }[]> {
-    return await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, INACTIVE_DOMAINS, "");
-  }
-
   /** The URI of the connection, also if none was named. */
   async uri(): Promise<string> {
     return await this.#calls.uri();
@@ -371,6 +193,199 @@ export class Libvirt implements AsyncDisposable {
       if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
       return errorNumberOf(error) === NUMBER.cpuIncompatible ? saidIn(error) : undefined;
     }
+  }
+
+  /**
+   * Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes.
+   */
+  async volume(
+    pool: string,
+    name: string,
+  ): Promise<{ readonly path: string; readonly kind: string; readonly capacity: number | undefined }> {
+    const about = `${name} of the pool ${pool}`;
+    const found = await this.#calls.call(remote.STORAGE_POOL_LOOKUP_BY_NAME, pool, about);
+    const volume = await this.#calls.call(remote.STORAGE_VOL_LOOKUP_BY_NAME, { pool: found, name }, about);
+    const path = await this.#calls.call(remote.STORAGE_VOL_GET_PATH, volume, about);
+    const { type, capacity } = await this.#calls.call(remote.STORAGE_VOL_GET_INFO, volume, about);
+    return { path, kind: VOLUMES[type] ?? "unknown", capacity };
+  }
+
+  /** The names of all running domains, including paused ones, in the order in which they were started. */
+  async runningDomains(): Promise<string[]> {
+    const domains = await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, ACTIVE, "");
+    return domains.toSorted((a, b) => a.id - b.id).map(({ name }) => name);
+  }
+
+  /** All domains that are off. */
+  async stoppedDomains(): Promise<{ readonly name: string; readonly uuid: string }[]> {
+    return await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, INACTIVE_DOMAINS, "");
+  }
+
+  async domainUuid(domain: DomainRef): Promise<string> {
+    return (await this.#calls.find(domain)).uuid;
+  }
+
+  async domainName(domain: DomainRef): Promise<string> {
+    return (await this.#calls.lookUp(domain)).name;
+  }
+
+  /** The number of the domain's run, a new one at every start; undefined while it is off. */
+  async domainId(domain: DomainRef): Promise<number | undefined> {
+    const { id } = await this.#calls.lookUp(domain);
+    return id >= 0 ? id : undefined;
+  }
+
+  /** The domain's state as virsh names it: running, paused, shut off; with its reason: shut off (crashed). */
+  async domainState(domain: DomainRef, options: { readonly reason?: boolean } = {}): Promise<string> {
+    return stateText(await this.#calls.ask(remote.DOMAIN_GET_STATE, domain, {}), options.reason === true);
+  }
+
+  /** Whether `name` refers to a domain, running or off. */
+  async hasDomain(name: string): Promise<boolean> {
+    try {
+      await this.domainUuid(name);
+      return true;
+    } catch (error) {
+      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
+      throw error;
+    }
+  }
+
+  /** Whether the domain is off and its memory is saved for the next start. */
+  hasManagedSave(domain: DomainRef): Promise<boolean> {
+    return this.#calls.ask(remote.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, {});
+  }
+
+  /** The domain's definition: as it runs now, or with `inactive` as it will be at its next start. */
+  domainXml(domain: DomainRef, options: { readonly inactive?: boolean } = {}): Promise<string> {
+    return this.#calls.ask(remote.DOMAIN_GET_XML_DESC, domain, {
+      flags: options.inactive === true ? INACTIVE : 0,
+    });
+  }
+
+  /** Defines the domain `name` from its XML. */
+  async define(name: string, xml: string): Promise<void> {
+    await this.#calls.call(remote.DOMAIN_DEFINE_XML_FLAGS, xml, name);
+  }
+
+  /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
+  async undefine(domain: DomainRef): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: KEEP_NVRAM });
+  }
+
+  /** The size of a disk in bytes, as the guest sees it. */
+  async diskSize(domain: DomainRef, target: string): Promise<number> {
+    return (await this.#diskInfo(domain, target)).capacity;
+  }
+
+  /** Bytes that a disk's image occupies, at most the size of the disk. */
+  async allocatedBytes(domain: DomainRef, target: string): Promise<number> {
+    const { capacity, allocation } = await this.#diskInfo(domain, target);
+    return Math.min(capacity, allocation);
+  }
+
+  /** Zeroes for a disk that is empty, or of which libvirt knows nothing. */
+  #diskInfo(domain: DomainRef, target: string): Promise<{ capacity: number; allocation: number }> {
+    return this.#calls.ask(remote.DOMAIN_GET_BLOCK_INFO, domain, { path: target });
+  }
+
+  /**
+   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs.
+   * A backup job, which is one of the domain, is no block job here.
+   */
+  async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
+    const { type } =
+      (await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target })) ?? {};
+    return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
+  }
+
+  /** @internal Every image of the domain's disks: what they are based on, and scratch images too. */
+  async imageSizes(domain: DomainRef): Promise<readonly ImageSize[]> {
+    return imageSizesOf(await this.#calls.ask(remote.CONNECT_GET_ALL_DOMAIN_STATS, domain, IMAGE_STATS));
+  }
+
+  /** @internal Has libvirt tell (`EVENT.blockThreshold`), once, that a write has passed this offset. */
+  async setThreshold(domain: DomainRef, { target, index }: ImageName, bytes: number): Promise<void> {
+    const device = `${target}[${index}]`;
+    await this.#calls.ask(remote.DOMAIN_SET_BLOCK_THRESHOLD, domain, { device, bytes });
+  }
+
+  /** The mountpoints of the guest's file systems, as its agent reports them. */
+  mountpoints(domain: DomainRef): Promise<string[]> {
+    return this.#calls.ask(remote.DOMAIN_GET_FSINFO, domain, {});
+  }
+
+  /**
+   * Has the guest's agent flush and freeze file systems; no mountpoints: all.
+   * @returns how many were frozen
+   */
+  freeze(domain: DomainRef, mountpoints: readonly string[]): Promise<number> {
+    return this.#calls.ask(remote.DOMAIN_FSFREEZE, domain, { mountpoints });
+  }
+
+  /** Has the guest's agent thaw all file systems. */
+  async thaw(domain: DomainRef): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_FSTHAW, domain, { mountpoints: [] });
+  }
+
+  /**
+   * The XML of a checkpoint, without the domain's definition unless `whole`. With `sizes` it says how much of
+   * each disk changed since; the domain must run then.
+   */
+  async checkpointXml(
+    domain: DomainRef,
+    name: string,
+    options: { readonly sizes?: boolean; readonly whole?: boolean } = {},
+  ): Promise<string> {
+    const flags =
+      (options.sizes === true ? CHECKPOINT_XML.size : 0) |
+      (options.whole === true ? 0 : CHECKPOINT_XML.noDomain);
+    const checkpoint = { name, domain: await this.#calls.find(domain) };
+    return await this.#calls.call(
+      remote.DOMAIN_CHECKPOINT_GET_XML_DESC,
+      { checkpoint, flags },
+      nameOf(domain),
+    );
+  }
+
+  /** The names of all checkpoints of the domain, a parent before its children. */
+  async checkpointNames(domain: DomainRef): Promise<string[]> {
+    const checkpoints = await this.#calls.ask(remote.DOMAIN_LIST_ALL_CHECKPOINTS, domain, {
+      flags: TOPOLOGICAL,
+    });
+    return checkpoints.map(({ name }) => name);
+  }
+
+  /**
+   * Deletes a checkpoint and its bitmaps, for which the domain must run. With `metadata`, deletes only
+   * libvirt's record of it.
+   */
+  async deleteCheckpoint(
+    domain: DomainRef,
+    name: string,
+    options: { readonly metadata?: boolean } = {},
+  ): Promise<void> {
+    const flags = options.metadata === true ? METADATA_ONLY : 0;
+    const checkpoint = { name, domain: await this.#calls.find(domain) };
+    await this.#calls.call(remote.DOMAIN_CHECKPOINT_DELETE, { checkpoint, flags }, nameOf(domain));
+  }
+
+  /** Records a checkpoint that libvirt has forgotten: its bitmaps are not made, they have to be there. */
+  async redefineCheckpoint(domain: DomainRef, xml: string): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_CHECKPOINT_CREATE_XML, domain, { xml, flags: REDEFINE });
+  }
+
+  /** Begins a backup job. With `checkpointXml`, also creates that checkpoint at the same moment. */
+  async beginBackup(domain: DomainRef, backupXml: string, checkpointXml?: string): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_BACKUP_BEGIN, domain, { backupXml, checkpointXml });
+  }
+
+  /**
+   * The XML of the running backup job. Rejects with `E_NO_JOB` if there is none, also for a domain that is
+   * off.
+   */
+  backupXml(domain: DomainRef): Promise<string> {
+    return this.#calls.ask(remote.DOMAIN_BACKUP_GET_XML_DESC, domain, {});
   }
 
   /** The running job of any kind; `active` is false if there is none. */
@@ -464,27 +479,6 @@ export class Libvirt implements AsyncDisposable {
       if (hasCode(error, "E_LIBVIRT")) return false;
       throw error;
     }
-  }
-
-  /** Whether `name` refers to a domain, running or off. */
-  async hasDomain(name: string): Promise<boolean> {
-    try {
-      await this.domainUuid(name);
-      return true;
-    } catch (error) {
-      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
-      throw error;
-    }
-  }
-
-  /** Defines the domain `name` from its XML. */
-  async define(name: string, xml: string): Promise<void> {
-    await this.#calls.call(remote.DOMAIN_DEFINE_XML_FLAGS, xml, name);
-  }
-
-  /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
-  async undefine(domain: DomainRef): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: KEEP_NVRAM });
   }
 
   /** @internal Asks about a domain: see `LibvirtCalls`. */
