@@ -173,8 +173,8 @@ const PURE = [
   /^src\/backup\/report\/domain-facts\./,
   /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
-  /^src\/backup\/libvirt\/(documents\/job-xml|hypervisor)\./,
-  /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures?|disk-procedures|wire-objects|typed-params|events|errors|daemon-address)\./,
+  /^src\/backup\/libvirt\/(documents\/[\w-]+|hypervisor|domain-state|job-info)\./,
+  /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures?|disk-procedures|wire-objects|typed-params|events|errors|flags|daemon-address)\./,
 ];
 const IO =
   /^node:(net|tls|fs|fs\/promises|http|dgram|child_process|worker_threads|timers|timers\/promises)$|^execa$/;

@@ -4,10 +4,12 @@
  */
 import { hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { Platform } from "../libvirt/documents/domain-xml.js";
 import { formatTree, XmlElement } from "../libvirt/documents/xml-tree.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { errorNumberOf } from "../libvirt/libvirt-errors.js";
+import { errorNumberOf, saidIn } from "../libvirt/libvirt-errors.js";
 import { NUMBER } from "../libvirt/rpc/errors.js";
+import * as remote from "../libvirt/rpc/procedures.js";
 import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";
@@ -26,6 +28,9 @@ interface LacksOptions {
    */
   readonly isThere: ((path: string) => Promise<boolean>) | undefined;
 }
+
+/** What QEMU a definition wants, as far as it says. */
+type WantedPlatform = Readonly<Partial<Record<keyof Platform, string | undefined>>>;
 
 /**
  * Finds all of it at once. What libvirt doesn't tell is taken to be there.
@@ -105,10 +110,7 @@ async function lacksOfMachine(domain: XmlElement, options: LacksOptions): Promis
   return [...lacks, ...lackingDevices(domain, said)];
 }
 
-async function domainOffers(
-  libvirt: Libvirt,
-  platform: Parameters<Libvirt["domainCapabilities"]>[0],
-): Promise<DomainOffers | undefined> {
+async function domainOffers(libvirt: Libvirt, platform: WantedPlatform): Promise<DomainOffers | undefined> {
   try {
     return new DomainOffers(await libvirt.domainCapabilities(platform));
   } catch (error) {
@@ -125,7 +127,7 @@ async function lacksOfCpu(
   domain: XmlElement,
   offers: DomainOffers,
   libvirt: Libvirt,
-  platform: Parameters<Libvirt["missingOfCpu"]>[0],
+  platform: WantedPlatform,
 ): Promise<Lack[]> {
   const cpu = domain.first("cpu");
   if (!cpu) return [];
@@ -150,8 +152,26 @@ async function lacksOfCpu(
   const wanted = `CPU model ${model}`;
   if (offers.cpuModels?.has(model) === false) return [{ wanted, mend }];
   if (cpu.attributeText("check") === "none") return [];
-  const why = await libvirt.missingOfCpu(platform, formatTree(cpu));
+  const why = await missingOfCpu(libvirt, platform, formatTree(cpu));
   return why === undefined ? [] : [{ wanted, why, mend }];
+}
+
+/**
+ * Whether the host can run a processor, as a definition's `<cpu>` says it.
+ * @returns undefined: it can, or libvirt does not tell; otherwise what is missing, in libvirt's words
+ */
+async function missingOfCpu(
+  libvirt: Libvirt,
+  platform: WantedPlatform,
+  cpu: string,
+): Promise<string | undefined> {
+  try {
+    await libvirt.calls.call(remote.CONNECT_COMPARE_HYPERVISOR_CPU, { ...platform, cpu }, "");
+    return undefined;
+  } catch (error) {
+    if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
+    return errorNumberOf(error) === NUMBER.cpuIncompatible ? saidIn(error) : undefined;
+  }
 }
 
 async function lacksOfFirmware(

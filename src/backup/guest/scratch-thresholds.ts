@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { anySignal } from "../../nbd/index.js";
 import { hasCode, messageOf, type PreconditionError } from "../base/errors.js";
-import type { ImageName, ImageSize } from "../libvirt/image-sizes.js";
+import { type ImageName, type ImageSize, imageSizes, setThreshold } from "../libvirt/image-sizes.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { type DomainEvent, EVENT } from "../libvirt/rpc/events.js";
 import { fallToNextLine, type ScratchSample } from "./judge-scratch.js";
@@ -74,7 +74,7 @@ export async function watchThresholds(
     if (error && !done.aborted) onShort(error);
   };
   const look = async (mustMeasure: boolean): Promise<boolean> => {
-    const sizes = await asking.imageSizes(domain);
+    const sizes = await imageSizes(asking, domain);
     let areSet = true;
     for (const room of watched) {
       report(await room.look(sizes, mustMeasure ? report : undefined));
@@ -90,7 +90,7 @@ export async function watchThresholds(
   let isTold = false;
   while (!done.aborted) {
     try {
-      const { lost, stop } = await asking.listen(domain, [EVENT.blockThreshold], passed);
+      const { lost, stop } = await asking.calls.listen(domain, [EVENT.blockThreshold], passed);
       // What went off while nobody listened is found by looking.
       bell.ring();
       try {
@@ -137,7 +137,7 @@ async function lookAtEachRing(
 /** @returns whether it is set; libvirt may be too busy with the domain */
 async function setAlarm(libvirt: Libvirt, domain: DomainRef, { image, at }: Alarm): Promise<boolean> {
   try {
-    await libvirt.setThreshold(domain, image, at);
+    await setThreshold(libvirt, domain, image, at);
     return true;
   } catch (error) {
     if (["E_DOMAIN_BUSY", "E_LIBVIRT_REFUSED"].some((code) => hasCode(error, code))) return false;

@@ -1,39 +1,22 @@
 /** A domain started, resumed and ended, and QEMU told to fill its disks from what they are based on. */
 import { hasCode } from "../base/errors.js";
 import { formatTree, parseTree, XmlElement } from "./documents/xml-tree.js";
+import { hasCrashed, type RunState, runStateOf } from "./domain-state.js";
+import { imageSizes } from "./image-sizes.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
 import { EVENT } from "./rpc/events.js";
+import * as flag from "./rpc/flags.js";
 import * as remote from "./rpc/procedures.js";
 
 /**
- * virDomainInterfaceAddressesSource. What the agent says is not among them: a guest may lie.
+ * Only what the image has of its own, into an image that is there. A domain that is defined has to be told
+ * that the job doesn't outlive its run.
  */
-const [LEASE, ARP] = [0, 2];
-/** virDomainState. */
-const PAUSED = 3;
-const RUNS = [1, 2, PAUSED, 4, 7];
-/** VIR_DOMAIN_SHUTOFF, and virDomainShutoffReason: VIR_DOMAIN_SHUTOFF_CRASHED. */
-const [SHUT_OFF, CRASHED] = [5, 3];
-/** virDomainPausedReason: VIR_DOMAIN_PAUSED_IOERROR. */
-const IO_ERROR = 5;
-/** VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES: the bandwidth is in bytes per second. */
-const IN_BYTES = 1 << 6;
-/**
- * VIR_DOMAIN_BLOCK_COPY_SHALLOW, _REUSE_EXT and _TRANSIENT_JOB: only what the image has of its own, into an
- * image that is there. A domain that is defined has to be told that the job doesn't outlive its run.
- */
-const MERGE = 1 | 2 | 4;
-/** VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT. */
-const PIVOT = 2;
+const MERGE = flag.BLOCK_COPY.shallow | flag.BLOCK_COPY.reuseExternal | flag.BLOCK_COPY.transientJob;
 /** Larger than a screen of 8K without compression. */
 const MOST_PICTURE = 256 * 1024 * 1024;
-/** VIR_DOMAIN_UNDEFINE_NVRAM. */
-const WITH_NVRAM = 4;
-/** VIR_DOMAIN_XML_SECURE and _INACTIVE: a definition that is whole, to be defined again. */
-const WHOLE_DEFINITION = 1 | 2;
-
-/** `stopped`: QEMU has paused it, because a disk failed and its error policy is `stop`. */
-type RunState = "runs" | "paused" | "stopped" | "off";
+/** A definition that is whole, to be defined again. */
+const WHOLE_DEFINITION = flag.DOMAIN_XML.secure | flag.DOMAIN_XML.inactive;
 
 /** How far QEMU is with filling a disk, in bytes of the guest's disk. */
 export interface FillProgress {
@@ -52,40 +35,43 @@ export class DomainRun {
   }
 
   async start(): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_CREATE_WITH_FLAGS, this.#domain, { flags: 0 });
+    await this.#libvirt.calls.ask(remote.DOMAIN_CREATE_WITH_FLAGS, this.#domain, { flags: 0 });
   }
 
   /** Lets it run, and QEMU try again what failed. */
   async resume(): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_RESUME, this.#domain, {});
+    await this.#libvirt.calls.ask(remote.DOMAIN_RESUME, this.#domain, {});
   }
 
   /** Ends it as if the power were cut. */
   async destroy(): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_DESTROY_FLAGS, this.#domain, { flags: 0 });
+    await this.#libvirt.calls.ask(remote.DOMAIN_DESTROY_FLAGS, this.#domain, { flags: 0 });
   }
 
   /** Makes libvirt forget it, and remove what it made for it: NVRAM, and the state of a TPM. */
   async forget(): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_UNDEFINE_FLAGS, this.#domain, { flags: WITH_NVRAM });
+    await this.#libvirt.calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, this.#domain, { flags: flag.UNDEFINE.nvram });
   }
 
-  async state(): Promise<RunState> {
-    const { state, reason } = await this.#libvirt.ask(remote.DOMAIN_GET_STATE, this.#domain, {});
-    if (state === PAUSED) return reason === IO_ERROR ? "stopped" : "paused";
-    return RUNS.includes(state) ? "runs" : "off";
+  /** What `Libvirt.domainState` names, as far as it matters here. */
+  async runState(): Promise<RunState> {
+    return runStateOf(await this.#libvirt.calls.ask(remote.DOMAIN_GET_STATE, this.#domain, {}));
   }
 
   /** Whether it is off because its QEMU has died. */
   async hasCrashed(): Promise<boolean> {
-    const { state, reason } = await this.#libvirt.ask(remote.DOMAIN_GET_STATE, this.#domain, {});
-    return state === SHUT_OFF && reason === CRASHED;
+    return hasCrashed(await this.#libvirt.calls.ask(remote.DOMAIN_GET_STATE, this.#domain, {}));
   }
 
   /** What its first screen shows: a PPM or PNG image. */
   async screenshot(): Promise<{ readonly type: string; readonly bytes: Buffer }> {
     const call = remote.DOMAIN_SCREENSHOT;
-    const { answer, bytes } = await this.#libvirt.download(call, this.#domain, { screen: 0 }, MOST_PICTURE);
+    const { answer, bytes } = await this.#libvirt.calls.download(
+      call,
+      this.#domain,
+      { screen: 0 },
+      MOST_PICTURE,
+    );
     return { type: answer ?? "", bytes };
   }
 
@@ -96,20 +82,20 @@ export class DomainRun {
   async askAgent(command: object, timeoutMs: number): Promise<string> {
     const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
     const args = { command: JSON.stringify(command), timeoutSeconds };
-    return (await this.#libvirt.ask(remote.DOMAIN_AGENT_COMMAND, this.#domain, args)) ?? "";
+    return (await this.#libvirt.calls.ask(remote.DOMAIN_AGENT_COMMAND, this.#domain, args)) ?? "";
   }
 
   /**
-   * Addresses that its cards have, as this host saw them: `leased` to them by its networks, and `claimed` by
+   * Addresses that its cards have, as this host saw them, not as the agent says, since a guest may lie: `leased` to them by its networks, and `claimed` by
    * them in ARP, where a guest can say any.
    */
   async addresses(): Promise<{ readonly leased: string[]; readonly claimed: string[] }> {
     // libvirt 9.0 can't read the ARP table of newer kernels ("wrong nlmsg len").
-    const claimed = await this.#addresses(ARP).catch((error: unknown) => {
+    const claimed = await this.#addresses(flag.ADDRESSES.arp).catch((error: unknown) => {
       if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
       return [];
     });
-    return { leased: await this.#addresses(LEASE), claimed };
+    return { leased: await this.#addresses(flag.ADDRESSES.lease), claimed };
   }
 
   /** The MAC addresses of its cards, in lower case. */
@@ -122,7 +108,7 @@ export class DomainRun {
   }
 
   async #addresses(source: number): Promise<string[]> {
-    const cards = await this.#libvirt.ask(remote.DOMAIN_INTERFACE_ADDRESSES, this.#domain, { source });
+    const cards = await this.#libvirt.calls.ask(remote.DOMAIN_INTERFACE_ADDRESSES, this.#domain, { source });
     return cards.flatMap(({ addresses }) => addresses);
   }
 
@@ -133,13 +119,15 @@ export class DomainRun {
 
   /** Its definition as it will be at the next start, with the passwords in it: only for defining it again. */
   async wholeDefinition(): Promise<string> {
-    return await this.#libvirt.ask(remote.DOMAIN_GET_XML_DESC, this.#domain, { flags: WHOLE_DEFINITION });
+    return await this.#libvirt.calls.ask(remote.DOMAIN_GET_XML_DESC, this.#domain, {
+      flags: WHOLE_DEFINITION,
+    });
   }
 
   /** Has QEMU copy into a disk's image what the images show that it is based on. Returns at once. */
   async fill(disk: string, bytesPerSecond: number | undefined): Promise<void> {
-    const args = { path: disk, bandwidth: bytesPerSecond ?? 0, flags: IN_BYTES };
-    await this.#libvirt.ask(remote.DOMAIN_BLOCK_PULL, this.#domain, args);
+    const args = { path: disk, bandwidth: bytesPerSecond ?? 0, flags: flag.BLOCK_PULL.bandwidthBytes };
+    await this.#libvirt.calls.ask(remote.DOMAIN_BLOCK_PULL, this.#domain, args);
   }
 
   /**
@@ -155,7 +143,7 @@ export class DomainRun {
     // It is based on nothing, and libvirt need not look into it.
     target.append(XmlElement.create("backingStore"));
     const args = { path: disk, xml: formatTree(target), bandwidth: bytesPerSecond, flags: MERGE };
-    await this.#libvirt.ask(remote.DOMAIN_BLOCK_COPY, this.#domain, args);
+    await this.#libvirt.calls.ask(remote.DOMAIN_BLOCK_COPY, this.#domain, args);
   }
 
   /** The image that a disk is being copied into, and whether it has all by now. */
@@ -183,17 +171,20 @@ export class DomainRun {
 
   /** Ends a copy without any change to the disk. */
   async endCopy(disk: string): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, { path: disk, flags: 0 });
+    await this.#libvirt.calls.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, { path: disk, flags: 0 });
   }
 
   /** Has the guest go on with the image that its disk was copied into. Rejects if that is not ready. */
   async switchOver(disk: string): Promise<void> {
-    await this.#libvirt.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, { path: disk, flags: PIVOT });
+    await this.#libvirt.calls.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, {
+      path: disk,
+      flags: flag.BLOCK_ABORT.pivot,
+    });
   }
 
   /** How far that is; undefined if no block job runs on the disk. */
   async filling(disk: string): Promise<FillProgress | undefined> {
-    return await this.#libvirt.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, this.#domain, { path: disk });
+    return await this.#libvirt.calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, this.#domain, { path: disk });
   }
 
   /**
@@ -214,7 +205,7 @@ export class DomainRun {
       return ![own, ...below].some((source) => source.first("host")?.attributeText("socket") === socket);
     }
     if (below.length > 0) return false;
-    const open = (await this.#libvirt.imageSizes(this.#domain)).filter(({ target }) => target === disk);
+    const open = (await imageSizes(this.#libvirt, this.#domain)).filter(({ target }) => target === disk);
     return open.length <= 1;
   }
 
@@ -223,7 +214,7 @@ export class DomainRun {
    * isn't called any more when the connection to libvirt is lost: look now and then all the same.
    */
   async watch(wake: () => void): Promise<AsyncDisposable> {
-    const { stop } = await this.#libvirt.listen(this.#domain, [EVENT.lifecycle, EVENT.blockJob], wake);
+    const { stop } = await this.#libvirt.calls.listen(this.#domain, [EVENT.lifecycle, EVENT.blockJob], wake);
     return { [Symbol.asyncDispose]: stop };
   }
 }

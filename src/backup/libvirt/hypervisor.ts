@@ -4,7 +4,10 @@ import { UsageError } from "../base/errors.js";
 import type { SshTarget } from "../host/ssh.js";
 import type { DaemonAddress, DaemonWay } from "./rpc/daemon-address.js";
 
-/** Where libvirt runs. */
+/**
+ * Where libvirt runs, according to its connection URI: qemu:///system, qemu+ssh://root@host/system,
+ * qemu+tls://host/system.
+ */
 export type Hypervisor =
   | { readonly kind: "local" }
   /** Reached by ssh, which also gives access to a shell and files there. */

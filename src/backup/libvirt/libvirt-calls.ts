@@ -35,6 +35,8 @@ const NUMBER = /^\d{1,9}$/;
 /** As libvirt reads one, without its hyphens and blanks. */
 const UUID = /^[0-9a-f]{32}$/i;
 
+/** Longer than a restart of libvirtd takes on a host with many domains. */
+export const PATIENCE_MS = 60_000;
 /** Time between two attempts while libvirt doesn't answer. */
 const RETRY_MS = 500;
 const TIMEOUT_MS = 90_000;

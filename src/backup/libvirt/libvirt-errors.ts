@@ -207,6 +207,14 @@ export function isJobGone(error: unknown): boolean {
   return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }
 
+/** Resolves with undefined if there is no job, or no domain. */
+export async function unlessGone<T>(answer: Promise<T>): Promise<T | undefined> {
+  return await answer.catch((error: unknown) => {
+    if (isJobGone(error)) return undefined;
+    throw error;
+  });
+}
+
 /** The number that libvirt gave an error (`virErrorNumber`). */
 export function errorNumberOf(error: unknown): number | undefined {
   const number = error instanceof BackupError ? error.details["number"] : undefined;

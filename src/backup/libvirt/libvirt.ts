@@ -15,53 +15,20 @@
  * repository is known here, because the names of its checkpoints contain it.
  */
 
-import { BackupError, hasCode } from "../base/errors.js";
-import { domainWord } from "../base/shell-word.js";
+import { hasCode } from "../base/errors.js";
 import type { Platform } from "./documents/domain-xml.js";
 import { stateText } from "./domain-state.js";
 import { type Hypervisor, hostOf } from "./hypervisor.js";
-import { type ImageName, type ImageSize, imageSizesOf } from "./image-sizes.js";
-import { JobEnd, unlessBusy } from "./job-end.js";
+import { endJob } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
-import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
-import { errorNumberOf, isJobGone, saidIn } from "./libvirt-errors.js";
+import { errorNumberOf, unlessGone } from "./libvirt-errors.js";
 import { NUMBER } from "./rpc/errors.js";
-import type { Procedure } from "./rpc/procedure.js";
+import * as flag from "./rpc/flags.js";
 import * as remote from "./rpc/procedures.js";
-import type { WireDomain } from "./rpc/wire-objects.js";
 
-export type { DomainRef, LibvirtOptions } from "./libvirt-calls.js";
+export { type DomainRef, type LibvirtOptions, PATIENCE_MS } from "./libvirt-calls.js";
 export { isJobGone } from "./libvirt-errors.js";
-
-/** Longer than a restart of libvirtd takes on a host with many domains. */
-export const PATIENCE_MS = 60_000;
-
-/** VIR_DOMAIN_XML_INACTIVE. */
-const INACTIVE = 2;
-/** VIR_DOMAIN_CHECKPOINT_XML_*. */
-const CHECKPOINT_XML = { noDomain: 2, size: 4 };
-/** VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE. */
-const REDEFINE = 1;
-/** VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL: a checkpoint comes after its parent. */
-const TOPOLOGICAL = 2;
-/** VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY. */
-const METADATA_ONLY = 2;
-/** VIR_DOMAIN_JOB_STATS_COMPLETED and _KEEP_COMPLETED. */
-const LAST_JOB = 1 | 2;
-/** VIR_DOMAIN_UNDEFINE_KEEP_NVRAM. */
-const KEEP_NVRAM = 8;
-/** virDomainBlockJobType, by number, as virsh names them. */
-const BLOCK_JOBS = ["Unknown job", "Block Pull", "Block Copy", "Block Commit", "Active Block Commit"];
-/** VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP. */
-const BACKUP_JOB = 5;
-/** virStorageVolType, by number, as virsh names them. */
-const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
-/** VIR_DOMAIN_STATS_BLOCK, and VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. */
-const IMAGE_STATS = { stats: 1 << 5, flags: 1 << 30 };
-/** VIR_CONNECT_LIST_DOMAINS_ACTIVE and _INACTIVE. */
-const ACTIVE = 1;
-const INACTIVE_DOMAINS = 2;
 
 /**
  * Access to a libvirt, on this host or another, over one connection by its own protocol. The connection is
@@ -84,6 +51,11 @@ export class Libvirt implements AsyncDisposable {
 
   constructor(options: LibvirtOptions = {}) {
     this.#calls = new LibvirtCalls(options);
+  }
+
+  /** @internal For questions that only one purpose has: the rest of this room, and other rooms, ask so. */
+  get calls(): LibvirtCalls {
+    return this.#calls;
   }
 
   /** The same connection with another signal or none: clean-up must run even after the work was aborted. */
@@ -167,34 +139,6 @@ export class Libvirt implements AsyncDisposable {
     }
   }
 
-  /** @internal The host's device that a network's cards are on; undefined: it has none, or is not known. */
-  async bridgeOf(network: string): Promise<string | undefined> {
-    try {
-      const found = await this.#calls.call(remote.NETWORK_LOOKUP_BY_NAME, network, network);
-      return await this.#calls.call(remote.NETWORK_GET_BRIDGE_NAME, found, network);
-    } catch (error) {
-      if (hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
-      throw error;
-    }
-  }
-
-  /**
-   * @internal Whether the host can run a processor, as a definition's `<cpu>` says it.
-   * @returns undefined: it can, or libvirt does not tell; otherwise what is missing, in libvirt's words
-   */
-  async missingOfCpu(
-    platform: Readonly<Partial<Record<keyof Platform, string | undefined>>>,
-    cpu: string,
-  ): Promise<string | undefined> {
-    try {
-      await this.#calls.call(remote.CONNECT_COMPARE_HYPERVISOR_CPU, { ...platform, cpu }, "");
-      return undefined;
-    } catch (error) {
-      if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
-      return errorNumberOf(error) === NUMBER.cpuIncompatible ? saidIn(error) : undefined;
-    }
-  }
-
   /**
    * Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes.
    */
@@ -207,18 +151,18 @@ export class Libvirt implements AsyncDisposable {
     const volume = await this.#calls.call(remote.STORAGE_VOL_LOOKUP_BY_NAME, { pool: found, name }, about);
     const path = await this.#calls.call(remote.STORAGE_VOL_GET_PATH, volume, about);
     const { type, capacity } = await this.#calls.call(remote.STORAGE_VOL_GET_INFO, volume, about);
-    return { path, kind: VOLUMES[type] ?? "unknown", capacity };
+    return { path, kind: flag.VOLUME_KINDS[type] ?? "unknown", capacity };
   }
 
   /** The names of all running domains, including paused ones, in the order in which they were started. */
   async runningDomains(): Promise<string[]> {
-    const domains = await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, ACTIVE, "");
+    const domains = await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, flag.LIST_DOMAINS.active, "");
     return domains.toSorted((a, b) => a.id - b.id).map(({ name }) => name);
   }
 
   /** All domains that are off. */
   async stoppedDomains(): Promise<{ readonly name: string; readonly uuid: string }[]> {
-    return await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, INACTIVE_DOMAINS, "");
+    return await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, flag.LIST_DOMAINS.inactive, "");
   }
 
   async domainUuid(domain: DomainRef): Promise<string> {
@@ -259,7 +203,7 @@ export class Libvirt implements AsyncDisposable {
   /** The domain's definition: as it runs now, or with `inactive` as it will be at its next start. */
   domainXml(domain: DomainRef, options: { readonly inactive?: boolean } = {}): Promise<string> {
     return this.#calls.ask(remote.DOMAIN_GET_XML_DESC, domain, {
-      flags: options.inactive === true ? INACTIVE : 0,
+      flags: options.inactive === true ? flag.DOMAIN_XML.inactive : 0,
     });
   }
 
@@ -270,7 +214,7 @@ export class Libvirt implements AsyncDisposable {
 
   /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
   async undefine(domain: DomainRef): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: KEEP_NVRAM });
+    await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: flag.UNDEFINE.keepNvram });
   }
 
   /** The size of a disk in bytes, as the guest sees it. */
@@ -296,18 +240,9 @@ export class Libvirt implements AsyncDisposable {
   async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
     const { type } =
       (await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target })) ?? {};
-    return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
-  }
-
-  /** @internal Every image of the domain's disks: what they are based on, and scratch images too. */
-  async imageSizes(domain: DomainRef): Promise<readonly ImageSize[]> {
-    return imageSizesOf(await this.#calls.ask(remote.CONNECT_GET_ALL_DOMAIN_STATS, domain, IMAGE_STATS));
-  }
-
-  /** @internal Has libvirt tell (`EVENT.blockThreshold`), once, that a write has passed this offset. */
-  async setThreshold(domain: DomainRef, { target, index }: ImageName, bytes: number): Promise<void> {
-    const device = `${target}[${index}]`;
-    await this.#calls.ask(remote.DOMAIN_SET_BLOCK_THRESHOLD, domain, { device, bytes });
+    return type === undefined || type === flag.BACKUP_JOB
+      ? undefined
+      : (flag.BLOCK_JOBS[type] ?? "Unknown job");
   }
 
   /** The mountpoints of the guest's file systems, as its agent reports them. */
@@ -338,8 +273,8 @@ export class Libvirt implements AsyncDisposable {
     options: { readonly sizes?: boolean; readonly whole?: boolean } = {},
   ): Promise<string> {
     const flags =
-      (options.sizes === true ? CHECKPOINT_XML.size : 0) |
-      (options.whole === true ? 0 : CHECKPOINT_XML.noDomain);
+      (options.sizes === true ? flag.CHECKPOINT_XML.size : 0) |
+      (options.whole === true ? 0 : flag.CHECKPOINT_XML.noDomain);
     const checkpoint = { name, domain: await this.#calls.find(domain) };
     return await this.#calls.call(
       remote.DOMAIN_CHECKPOINT_GET_XML_DESC,
@@ -351,7 +286,7 @@ export class Libvirt implements AsyncDisposable {
   /** The names of all checkpoints of the domain, a parent before its children. */
   async checkpointNames(domain: DomainRef): Promise<string[]> {
     const checkpoints = await this.#calls.ask(remote.DOMAIN_LIST_ALL_CHECKPOINTS, domain, {
-      flags: TOPOLOGICAL,
+      flags: flag.CHECKPOINT_LIST.topological,
     });
     return checkpoints.map(({ name }) => name);
   }
@@ -365,14 +300,17 @@ export class Libvirt implements AsyncDisposable {
     name: string,
     options: { readonly metadata?: boolean } = {},
   ): Promise<void> {
-    const flags = options.metadata === true ? METADATA_ONLY : 0;
+    const flags = options.metadata === true ? flag.CHECKPOINT_DELETE.metadataOnly : 0;
     const checkpoint = { name, domain: await this.#calls.find(domain) };
     await this.#calls.call(remote.DOMAIN_CHECKPOINT_DELETE, { checkpoint, flags }, nameOf(domain));
   }
 
   /** Records a checkpoint that libvirt has forgotten: its bitmaps are not made, they have to be there. */
   async redefineCheckpoint(domain: DomainRef, xml: string): Promise<void> {
-    await this.#calls.ask(remote.DOMAIN_CHECKPOINT_CREATE_XML, domain, { xml, flags: REDEFINE });
+    await this.#calls.ask(remote.DOMAIN_CHECKPOINT_CREATE_XML, domain, {
+      xml,
+      flags: flag.CHECKPOINT_CREATE.redefine,
+    });
   }
 
   /** Begins a backup job. With `checkpointXml`, also creates that checkpoint at the same moment. */
@@ -399,7 +337,9 @@ export class Libvirt implements AsyncDisposable {
    * record, since other programs may ask too.
    */
   async lastJobInfo(domain: DomainRef): Promise<JobInfo> {
-    const { type, params } = await this.#calls.ask(remote.DOMAIN_GET_JOB_STATS, domain, { flags: LAST_JOB });
+    const { type, params } = await this.#calls.ask(remote.DOMAIN_GET_JOB_STATS, domain, {
+      flags: flag.JOB_STATS.completed | flag.JOB_STATS.keepCompleted,
+    });
     return jobInfoOf(type, params);
   }
 
@@ -410,11 +350,6 @@ export class Libvirt implements AsyncDisposable {
   async runningJob(
     domain: DomainRef,
   ): Promise<{ readonly info: JobInfo | undefined; readonly backupXml: string | undefined }> {
-    const unlessGone = <T>(answer: Promise<T>): Promise<T | undefined> =>
-      answer.catch((error: unknown) => {
-        if (isJobGone(error)) return undefined;
-        throw error;
-      });
     // One after the other: libvirt may answer questions that are under way together in any order.
     const info = await unlessGone(this.jobInfo(domain));
     return { info, backupXml: await unlessGone(this.backupXml(domain)) };
@@ -429,10 +364,9 @@ export class Libvirt implements AsyncDisposable {
    * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
    * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
    * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or
-   *   returns
-   * false for that. Default: any is meant
+   *   returns false for that. Default: any is meant
    * @param options.onWait called once with a message, if the job takes long to end
-   * @throws {BackupError} `E_JOB_STUCK`: it no longer moves; see `JobEnd`
+   * @throws {BackupError} `E_JOB_STUCK`: it no longer moves
    */
   async abortJob(
     domain: DomainRef,
@@ -443,66 +377,15 @@ export class Libvirt implements AsyncDisposable {
       readonly onWait?: ((message: string) => void) | undefined;
     } = {},
   ): Promise<void> {
-    const { patience, isKnown = false, isOurs, onWait } = options;
-    const name = nameOf(domain);
-    const end = new JobEnd(patience, () =>
-      onWait?.(
-        `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`,
-      ),
+    await endJob(
+      {
+        name: nameOf(domain),
+        look: () => this.runningJob(domain),
+        // Without patience: if the answer is lost, whose job runs then has to be looked at again.
+        cancel: () => this.#calls.with({ patienceMs: 0 }).ask(remote.DOMAIN_ABORT_JOB, domain, {}),
+      },
+      options,
     );
-    for (let asked = isKnown && (await this.#cancelJob(domain)); ; ) {
-      const job = await unlessBusy(this.runningJob(domain));
-      const state = judgeJob(job, isOurs);
-      if (state === "gone") return;
-      if (!asked && state === "there") {
-        asked = await this.#cancelJob(domain);
-        // The job is usually gone once libvirt has answered.
-        if (asked) continue;
-      }
-      if (!(await end.wait(job))) {
-        const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
-        throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
-      }
-    }
-  }
-
-  /** @returns false if libvirt was too busy to take it */
-  async #cancelJob(domain: DomainRef): Promise<boolean> {
-    try {
-      // Asked once: if the answer is lost, whose job runs then has to be looked at again.
-      const once = this.#calls.with({ patienceMs: 0 });
-      const cancelling = once.ask(remote.DOMAIN_ABORT_JOB, domain, {}).then(() => true);
-      return (await unlessBusy(cancelling)) ?? false;
-    } catch (error) {
-      // The job may have ended since libvirt was asked.
-      if (isJobGone(error)) return true;
-      if (hasCode(error, "E_LIBVIRT")) return false;
-      throw error;
-    }
-  }
-
-  /** @internal Asks about a domain: see `LibvirtCalls`. */
-  ask<Args extends object, Answer>(
-    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
-    domain: DomainRef,
-    args: Args,
-  ): Promise<Answer> {
-    return this.#calls.ask(procedure, domain, args);
-  }
-
-  /** @internal Asks for a stream: see `LibvirtCalls`. */
-  download<Args extends object, Answer>(
-    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
-    domain: DomainRef,
-    args: Args,
-    most: number,
-  ): Promise<{ readonly answer: Answer; readonly bytes: Buffer }> {
-    return this.#calls.download(procedure, domain, args, most);
-  }
-
-  /** @internal Registers for events: see `LibvirtCalls`. */
-  listen(...args: Parameters<LibvirtCalls["listen"]>): ReturnType<LibvirtCalls["listen"]> {
-    return this.#calls.listen(...args);
   }
 }
 

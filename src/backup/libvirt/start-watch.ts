@@ -22,7 +22,7 @@ export class StartWatch implements AsyncDisposable {
   /** @throws as every method of `Libvirt` does */
   static async of(libvirt: Libvirt, domain: DomainRef): Promise<StartWatch> {
     const controller = new AbortController();
-    const { stop } = await libvirt.listen(domain, [EVENT.lifecycle], (event) => {
+    const { stop } = await libvirt.calls.listen(domain, [EVENT.lifecycle], (event) => {
       if (event.kind === "lifecycle" && event.event === STARTED) controller.abort();
     });
     return new StartWatch(controller.signal, stop);

@@ -23,7 +23,7 @@ export async function decideSwitches(
   if (doubtful.length === 0) return;
   const { name: domain, uuid } = state.domain;
   const isDefined = await libvirt.hasDomain(uuid);
-  if (isDefined && (await run.state()) !== "off") return;
+  if (isDefined && (await run.runState()) !== "off") return;
   for (const disk of doubtful) {
     if (!disk.whole) continue;
     const [own, whole] = [join(folder.realPath, disk.file), join(folder.realPath, disk.whole.file)];

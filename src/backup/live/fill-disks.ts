@@ -135,7 +135,7 @@ class Filling {
   /** @returns whether all disks are filled */
   async look(): Promise<boolean> {
     const { run, onEvent } = this.#options;
-    const state = await run.state();
+    const state = await run.runState();
     if (state === "off") {
       if (!this.#saidOff) onEvent({ type: "off", hasCrashed: await run.hasCrashed() });
       this.#saidOff = true;
@@ -230,7 +230,7 @@ class Filling {
         if (merges < MOST_MERGES && (await this.#isPlain(disk))) {
           await wholes.prepareCopy(disk);
           whole = wholes.of(disk);
-        } else if ((await run.state()) === "off") {
+        } else if ((await run.runState()) === "off") {
           // Then it looks as if it were on something else.
           return;
         } else {

@@ -59,10 +59,10 @@ async function clearLeft(libvirt: Libvirt, above: HeldFolder, name: string): Pro
 /** Ends a domain and makes libvirt forget it; it may be off, or unknown. */
 export async function removeDomain(run: DomainRun): Promise<void> {
   try {
-    if ((await run.state()) !== "off") await run.destroy();
+    if ((await run.runState()) !== "off") await run.destroy();
   } catch (error) {
     if (hasCode(error, "E_NO_SUCH_DOMAIN")) return;
-    if (!hasCode(error, "E_DOMAIN_OFF") && (await run.state()) !== "off") throw error;
+    if (!hasCode(error, "E_DOMAIN_OFF") && (await run.runState()) !== "off") throw error;
   }
   await run.forget();
 }

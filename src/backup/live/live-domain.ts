@@ -84,7 +84,7 @@ export async function proveOurs(
 /** Has libvirt forget a domain that does not run, with all that it made for it. @returns whether it has */
 export async function isForgotten(run: DomainRun): Promise<boolean> {
   try {
-    if ((await run.state()) !== "off") return false;
+    if ((await run.runState()) !== "off") return false;
     await run.forget();
     return true;
   } catch (error) {

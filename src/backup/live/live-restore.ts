@@ -276,7 +276,7 @@ async function goOn(
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");
     await steady.define(state.domain.name, definitionOf(xml, state));
   }
-  const isOff = (await run.state()) === "off";
+  const isOff = (await run.runState()) === "off";
   const fetched = isOff ? fetchBoot(options, server) : undefined;
   if (isOff && options.start) await run.start();
   const standing = await endLeftCopies(run, folder, state);

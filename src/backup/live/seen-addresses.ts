@@ -1,8 +1,10 @@
 import { BlockList, isIP, isIPv6 } from "node:net";
 import { networkInterfaces } from "node:os";
+import { hasCode } from "../base/errors.js";
 import { arpTable, askAround } from "../host/arp-table.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
+import * as remote from "../libvirt/rpc/procedures.js";
 
 /** A guest that has more is not tried at all of them: it could take hundreds of leases. */
 const MOST_ADDRESSES = 16;
@@ -33,7 +35,7 @@ export class SeenAddresses {
   /** @throws as `Libvirt` does */
   async now(): Promise<string[]> {
     const { leased, claimed } = await this.#run.addresses();
-    const device = this.#network === undefined ? undefined : await this.#libvirt.bridgeOf(this.#network);
+    const device = this.#network === undefined ? undefined : await bridgeOf(this.#libvirt, this.#network);
     const all = device === undefined ? [] : [...claimed, ...(await this.#claimedAt(device))];
     const seen = [...leased, ...all.filter(neighboursOf(device))].filter((address) => isIP(address) !== 0);
     if (seen.length === 0 && device !== undefined) await this.#ask(device);
@@ -51,6 +53,17 @@ export class SeenAddresses {
     if (performance.now() < this.#askNext) return;
     this.#askNext = performance.now() + ASK_MS;
     await askAround(device);
+  }
+}
+
+/** The host's device that a network's cards are on; undefined: it has none, or is not known. */
+async function bridgeOf(libvirt: Libvirt, network: string): Promise<string | undefined> {
+  try {
+    const found = await libvirt.calls.call(remote.NETWORK_LOOKUP_BY_NAME, network, network);
+    return await libvirt.calls.call(remote.NETWORK_GET_BRIDGE_NAME, found, network);
+  } catch (error) {
+    if (hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
+    throw error;
   }
 }
 

@@ -64,7 +64,7 @@ export async function waitForSign(watched: Watched): Promise<string | undefined>
     if (seen === undefined) return undefined;
     await refuseFull(watched.folder);
     last = seen;
-    const state = await run.state();
+    const state = await run.runState();
     if (state === "off") return "it shut itself off, or died";
     if (state === "stopped") return "QEMU has stopped it, because a disk failed";
     if (performance.now() >= deadline) return `${last} within ${Math.round(withinMs / 1000)} s`;

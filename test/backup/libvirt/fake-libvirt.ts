@@ -1,6 +1,7 @@
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
+import type { LibvirtCalls } from "../../../src/backup/libvirt/libvirt-calls.js";
 import { DOMAIN } from "./dumps.js";
 
 /** A libvirt with one domain, whose answers a test sets: for what a real one can't be made to do. */
@@ -59,13 +60,12 @@ export class FakeLibvirt extends Libvirt {
     return this.checkpoint;
   }
 
-  override async ask<Args extends object, Answer>(
-    _procedure: unknown,
-    _domain: unknown,
-    args: Args,
-  ): Promise<Answer> {
-    if (!("path" in args && this.endedInQemu.includes(String(args.path)))) return undefined as Answer;
-    throw new BackupError("E_LIBVIRT_REFUSED", this.refusal.libvirt, { details: this.refusal });
+  override get calls(): LibvirtCalls {
+    const ask = async (_procedure: unknown, _domain: unknown, args: object): Promise<void> => {
+      if (!("path" in args && this.endedInQemu.includes(String(args.path)))) return;
+      throw new BackupError("E_LIBVIRT_REFUSED", this.refusal.libvirt, { details: this.refusal });
+    };
+    return { ask } as unknown as LibvirtCalls;
   }
 
   override async jobInfo(): Promise<JobInfo> {

@@ -21,7 +21,7 @@ it("fills the other disks though one fails again and again", async () => {
       ring = wake;
       return { [Symbol.asyncDispose]: async () => undefined };
     },
-    state: async () => "runs",
+    runState: async () => "runs",
     standsAlone: async (disk: string) => filled.has(disk),
     filling: async () => undefined,
     fill: async (disk: string) => {
@@ -54,7 +54,7 @@ it("has QEMU fill a disk of which somebody has made a snapshot, and ends a copy 
       ring = wake;
       return { [Symbol.asyncDispose]: async () => undefined };
     },
-    state: async () => "runs",
+    runState: async () => "runs",
     standsAlone: async () => filled.has("vda"),
     isOnlyOn: async () => false,
     filling: async () => (asked.length === 0 ? { done: 1, total: 1 } : undefined),
@@ -95,7 +95,7 @@ it("switches no guest to a path that leads to another file by now, and settles o
       ring = wake;
       return { [Symbol.asyncDispose]: async () => undefined };
     },
-    state: async () => "runs",
+    runState: async () => "runs",
     standsAlone: async (disk: string) => alone.has(disk),
     isOnlyOn: async () => true,
     filling: async () => (isCopying ? { done: 1, total: 1 } : undefined),
@@ -147,7 +147,7 @@ it("copies into whole images once they are made, switches only to those, and has
   // Only what is asked of it. No libvirt refuses a copy at will.
   const run = {
     watch: async () => ({ [Symbol.asyncDispose]: async () => undefined }),
-    state: async () => "runs",
+    runState: async () => "runs",
     standsAlone: async (disk: string) => alone.has(disk),
     filling: async (disk: string) => {
       ring();

@@ -69,12 +69,14 @@ const libvirt = {
     next = /file=.[^'"]*\/([^/'"]+)['"]/.exec(xml)?.[1] ?? "";
     asked.push(`define ${next}`);
   },
-  ask: async (call: unknown) => {
-    if (call === remote.DOMAIN_GET_XML_DESC) return definition([next]);
-    if (call === remote.DOMAIN_GET_STATE) return { state: running.length > 0 ? 1 : 5, reason: 0 };
-    asked.push("end copy");
-    mirror = undefined;
-    return undefined;
+  calls: {
+    ask: async (call: unknown) => {
+      if (call === remote.DOMAIN_GET_XML_DESC) return definition([next]);
+      if (call === remote.DOMAIN_GET_STATE) return { state: running.length > 0 ? 1 : 5, reason: 0 };
+      asked.push("end copy");
+      mirror = undefined;
+      return undefined;
+    },
   },
 } as unknown as Libvirt;
 const finishing = {

@@ -72,7 +72,7 @@ async function refusedSpeed(
 ): Promise<string | undefined> {
   const asked = disks.map(async (path) => {
     try {
-      await libvirt.ask(remote.DOMAIN_BLOCK_JOB_SET_SPEED, domain, { path, bandwidth: 0 });
+      await libvirt.calls.ask(remote.DOMAIN_BLOCK_JOB_SET_SPEED, domain, { path, bandwidth: 0 });
       return undefined;
     } catch (error) {
       if (!(error instanceof BackupError) || !hasCode(error, "E_LIBVIRT_REFUSED")) throw error;

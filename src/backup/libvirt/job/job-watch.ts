@@ -56,7 +56,7 @@ export async function whileJobRuns<T>(
     if (reason !== undefined && !end.signal.aborted) end.abort(ended(reason));
   };
   const listen = () =>
-    libvirt.withSignal(done.signal).listen(domain, [EVENT.lifecycle, EVENT.jobCompleted], seen);
+    libvirt.withSignal(done.signal).calls.listen(domain, [EVENT.lifecycle, EVENT.jobCompleted], seen);
   const listenOnce = async (): Promise<void> => {
     const listening = await listen();
     void assertAlive(done.signal).catch((error: unknown) => {

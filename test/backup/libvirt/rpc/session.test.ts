@@ -96,7 +96,7 @@ describe("a session", () => {
     const heard: unknown[] = [];
     const listening = libvirt
       .withSignal(stop.signal)
-      .listen(DOMAIN, [EVENT.lifecycle], (event) => heard.push(event));
+      .calls.listen(DOMAIN, [EVENT.lifecycle], (event) => heard.push(event));
     await expect.poll(() => server.calls).toEqual([REGISTER]);
     stop.abort(new Error("enough"));
     await expect(listening).rejects.toThrow("enough");
