@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import type { NbdClient } from "../../nbd/index.js";
 import { type BackupError, explained, messageOf } from "../base/errors.js";
 import { Progress } from "../base/progress.js";
-import { type ByteSink, OrderedWriter } from "../pull/ordered-writer.js";
 import { type PlanTotals, plan } from "../pull/plan.js";
 import { pull } from "../pull/pull.js";
 import { exportSource, type PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import { RequestWindow, requestBytesOf, type Window } from "../pull/window.js";
+import { type ByteSink, OrderedWriter } from "./ordered-writer.js";
 
 interface PullStreamOptions {
   /** Connected by `openExport`, without a bitmap. */

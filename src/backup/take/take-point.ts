@@ -6,9 +6,10 @@
  * Read this file first; check-disks.ts refuses disks that don't fit the repository, and pull-disks.ts copies
  * them. Then backup.ts (`nbdpull backup` of a running domain: begin-job.ts begins the job, the disks are
  * pulled, and clear-traces.ts ends the job). stopped-backup.ts is for domains that are off, attach.ts for
- * jobs that another program began, and import.ts with foreign-image.ts for existing image files. pull-file.ts
- * alone has no repository: it pulls one export into a file. This room never changes or deletes an existing
- * point, and never commits only some of the disks.
+ * jobs that another program began, and import.ts with foreign-image.ts for existing image files. Two have no
+ * repository: pull-file.ts pulls one export into a file, and pull-stream.ts into a pipe, for which
+ * ordered-writer.ts takes the place of an image. This room never changes or deletes an existing point, and
+ * never commits only some of the disks.
  */
 
 import { anySignal } from "../../nbd/index.js";

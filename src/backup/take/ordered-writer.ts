@@ -2,10 +2,10 @@ import { BackupError } from "../base/errors.js";
 import { ZEROES } from "../base/zeroes.js";
 import type { Geometry } from "../image/image.js";
 import { slottedRuns } from "../image/slots.js";
-import { BufferPool } from "./buffer-pool.js";
-import { BufferedLanding } from "./buffered-landing.js";
-import type { Destination } from "./pull.js";
-import type { Segment } from "./segment.js";
+import { BufferPool } from "../pull/buffer-pool.js";
+import { BufferedLanding } from "../pull/buffered-landing.js";
+import type { Destination } from "../pull/pull.js";
+import type { Segment } from "../pull/segment.js";
 
 /** Takes bytes one after the other: a pipe, a socket, a file without a position. */
 export interface ByteSink {

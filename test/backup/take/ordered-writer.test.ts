@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { Extent } from "../../../src/backup/base/extent.js";
-import { OrderedWriter } from "../../../src/backup/pull/ordered-writer.js";
 import { plan } from "../../../src/backup/pull/plan.js";
 import { pull } from "../../../src/backup/pull/pull.js";
 import { RequestWindow } from "../../../src/backup/pull/window.js";
+import { OrderedWriter } from "../../../src/backup/take/ordered-writer.js";
 import type { PieceSink, Stretch } from "../../../src/nbd/index.js";
 
 const CLUSTER = 64 * 1024;
