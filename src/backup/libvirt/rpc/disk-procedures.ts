@@ -2,7 +2,7 @@
  * The procedures about a domain's disks: block jobs, backup jobs and checkpoints. See procedures.ts.
  */
 
-import { act, nothing, question } from "./procedure.js";
+import { act, domainAlone, domainAndFlags, domainWithoutFlags, nothing, question } from "./procedure.js";
 import { type TypedParams, typedParams } from "./typed-params.js";
 import {
   readCheckpoint,
@@ -15,12 +15,7 @@ import {
 /** VIR_TYPED_PARAM_ULLONG. */
 const UNSIGNED_64 = 4;
 
-export const DOMAIN_ABORT_JOB = act(
-  164,
-  "DOMAIN_ABORT_JOB",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain),
-  nothing,
-);
+export const DOMAIN_ABORT_JOB = act(164, "DOMAIN_ABORT_JOB", domainAlone, nothing);
 
 /** In bytes: of the image file, of the disk as the guest sees it, and of the image's end. */
 export const DOMAIN_GET_BLOCK_INFO = question(
@@ -89,8 +84,7 @@ export const DOMAIN_BLOCK_PULL = act(
 export const DOMAIN_GET_JOB_STATS = question(
   298,
   "DOMAIN_GET_JOB_STATS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
+  domainAndFlags,
   (answer): { readonly type: number; readonly params: TypedParams } => ({
     type: answer.int(),
     params: typedParams(answer),
@@ -191,6 +185,6 @@ export const DOMAIN_BACKUP_BEGIN = act(
 export const DOMAIN_BACKUP_GET_XML_DESC = question(
   422,
   "DOMAIN_BACKUP_GET_XML_DESC",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
+  domainWithoutFlags,
   (answer) => answer.string(),
 );

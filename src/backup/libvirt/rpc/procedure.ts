@@ -1,3 +1,4 @@
+import { type WireDomain, writeDomain } from "./wire-objects.js";
 import type { XdrReader, XdrWriter } from "./xdr.js";
 
 /** How libvirt is asked to do something, and what it answers. */
@@ -37,3 +38,19 @@ export function act<Args, Answer>(
 export function noArguments(_out: XdrWriter, _none: undefined): void {}
 
 export function nothing(): void {}
+
+export function domainAlone(out: XdrWriter, { domain }: { readonly domain: WireDomain }): XdrWriter {
+  return writeDomain(out, domain);
+}
+
+export function domainAndFlags(
+  out: XdrWriter,
+  { domain, flags }: { readonly domain: WireDomain; readonly flags: number },
+): XdrWriter {
+  return writeDomain(out, domain).int(flags);
+}
+
+/** For a procedure that takes flags of which this program knows none. */
+export function domainWithoutFlags(out: XdrWriter, { domain }: { readonly domain: WireDomain }): XdrWriter {
+  return writeDomain(out, domain).int(0);
+}

@@ -6,7 +6,16 @@
  */
 
 import { PROGRAM } from "./packets.js";
-import { act, noArguments, nothing, type Procedure, question } from "./procedure.js";
+import {
+  act,
+  domainAlone,
+  domainAndFlags,
+  domainWithoutFlags,
+  noArguments,
+  nothing,
+  type Procedure,
+  question,
+} from "./procedure.js";
 import { typedParams } from "./typed-params.js";
 import {
   readDomain,
@@ -43,12 +52,8 @@ export const CONNECT_GET_CAPABILITIES = question(7, "CONNECT_GET_CAPABILITIES", 
   answer.string(),
 );
 
-export const DOMAIN_GET_XML_DESC = question(
-  14,
-  "DOMAIN_GET_XML_DESC",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
-  (answer) => answer.string(),
+export const DOMAIN_GET_XML_DESC = question(14, "DOMAIN_GET_XML_DESC", domainAndFlags, (answer) =>
+  answer.string(),
 );
 
 export const DOMAIN_LOOKUP_BY_ID = question(
@@ -73,12 +78,7 @@ export const DOMAIN_LOOKUP_BY_UUID = question(
 );
 
 /** Lets a paused domain run. */
-export const DOMAIN_RESUME = act(
-  28,
-  "DOMAIN_RESUME",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain),
-  nothing,
-);
+export const DOMAIN_RESUME = act(28, "DOMAIN_RESUME", domainAlone, nothing);
 
 /** The device of this host that the network's cards are connected to. */
 export const NETWORK_GET_BRIDGE_NAME = question(
@@ -149,18 +149,12 @@ export const CONNECT_GET_LIB_VERSION = question(157, "CONNECT_GET_LIB_VERSION", 
 export const DOMAIN_HAS_MANAGED_SAVE_IMAGE = question(
   183,
   "DOMAIN_HAS_MANAGED_SAVE_IMAGE",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
+  domainWithoutFlags,
   (answer) => answer.int() === 1,
 );
 
 /** Starts a domain that is defined; `flags`: virDomainCreateFlags. */
-export const DOMAIN_CREATE_WITH_FLAGS = act(
-  196,
-  "DOMAIN_CREATE_WITH_FLAGS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
-  readDomain,
-);
+export const DOMAIN_CREATE_WITH_FLAGS = act(196, "DOMAIN_CREATE_WITH_FLAGS", domainAndFlags, readDomain);
 
 /** A picture of what a screen shows follows as a stream; the answer is its MIME type. */
 export const DOMAIN_SCREENSHOT = act(
@@ -172,30 +166,16 @@ export const DOMAIN_SCREENSHOT = act(
 );
 
 /** `state`: virDomainState. */
-export const DOMAIN_GET_STATE = question(
-  212,
-  "DOMAIN_GET_STATE",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
-  (answer) => ({ state: answer.int(), reason: answer.int() }),
-);
+export const DOMAIN_GET_STATE = question(212, "DOMAIN_GET_STATE", domainWithoutFlags, (answer) => ({
+  state: answer.int(),
+  reason: answer.int(),
+}));
 
 /** `flags`: virDomainUndefineFlagsValues. */
-export const DOMAIN_UNDEFINE_FLAGS = act(
-  231,
-  "DOMAIN_UNDEFINE_FLAGS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
-  nothing,
-);
+export const DOMAIN_UNDEFINE_FLAGS = act(231, "DOMAIN_UNDEFINE_FLAGS", domainAndFlags, nothing);
 
 /** Ends a run as if the power were cut; `flags`: virDomainDestroyFlagsValues. */
-export const DOMAIN_DESTROY_FLAGS = act(
-  234,
-  "DOMAIN_DESTROY_FLAGS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
-  nothing,
-);
+export const DOMAIN_DESTROY_FLAGS = act(234, "DOMAIN_DESTROY_FLAGS", domainAndFlags, nothing);
 
 /** `flags`: virConnectListAllDomainsFlags; 0: all. */
 export const CONNECT_LIST_ALL_DOMAINS = question(
@@ -265,22 +245,17 @@ export const CONNECT_GET_ALL_DOMAIN_STATS = question(
 );
 
 /** The answer has the mountpoint of each of the guest's file systems. */
-export const DOMAIN_GET_FSINFO = question(
-  349,
-  "DOMAIN_GET_FSINFO",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
-  (answer) => {
-    const mountpoints = answer.list(() => {
-      const mountpoint = answer.string();
-      answer.string();
-      answer.string();
-      answer.list(() => answer.string());
-      return mountpoint;
-    });
-    answer.uint();
-    return mountpoints;
-  },
-);
+export const DOMAIN_GET_FSINFO = question(349, "DOMAIN_GET_FSINFO", domainWithoutFlags, (answer) => {
+  const mountpoints = answer.list(() => {
+    const mountpoint = answer.string();
+    answer.string();
+    answer.string();
+    answer.list(() => answer.string());
+    return mountpoint;
+  });
+  answer.uint();
+  return mountpoints;
+});
 
 export const DOMAIN_DEFINE_XML_FLAGS = act(
   350,
