@@ -8,6 +8,7 @@
 
 import { renderToString } from "preact-render-to-string";
 import type { DomainState } from "../../src/backup/report/domain-facts.js";
+import type { ReportedDomain } from "../../src/backup/report/repository-facts.js";
 import { titleOf } from "../domain-title.js";
 import type { ReportDocument, RepositoryFacts } from "../report-document.js";
 import { durationText } from "../times.js";
@@ -133,35 +134,8 @@ function Overview({ report: { repositories, totals } }: { readonly report: Repor
             </tr>
           </thead>
           <tbody>
-            {rows.map(({ domain, repository, id }) => (
-              <tr key={id}>
-                <th scope="row">
-                  <a href={`#${id}`}>
-                    <Name text={titleOf(domain)} />
-                  </a>
-                </th>
-                <td>
-                  <State state={domain.state} />
-                </td>
-                <td class="number">
-                  {domain.ageSeconds === null ? "none" : durationText(domain.ageSeconds)}
-                </td>
-                <td>{domain.lastGood ? <Time iso={domain.lastGood.createdAt} /> : "none"}</td>
-                <Amount bytes={domain.virtualBytes} />
-                <Amount bytes={domain.storedBytes} />
-                <Rate bytes={domain.growthPerDay} />
-                <Rate bytes={domain.changedPerDay} />
-                <td class="number">{domain.chainLength}</td>
-                <td class="number">
-                  {domain.points.length}
-                  {domain.unrestorable > 0 && <span class="bad"> ({domain.unrestorable} lost)</span>}
-                </td>
-                {isSeveral && (
-                  <td>
-                    <Name text={repository} />
-                  </td>
-                )}
-              </tr>
+            {rows.map((row) => (
+              <OverviewRow key={row.id} {...row} isSeveral={isSeveral} />
             ))}
           </tbody>
           <tfoot>
@@ -182,6 +156,44 @@ function Overview({ report: { repositories, totals } }: { readonly report: Repor
         </table>
       </Scroll>
     </section>
+  );
+}
+
+interface OverviewRowProps {
+  readonly domain: ReportedDomain;
+  readonly repository: string;
+  readonly id: string;
+  readonly isSeveral: boolean;
+}
+
+function OverviewRow({ domain, repository, id, isSeveral }: OverviewRowProps) {
+  return (
+    <tr>
+      <th scope="row">
+        <a href={`#${id}`}>
+          <Name text={titleOf(domain)} />
+        </a>
+      </th>
+      <td>
+        <State state={domain.state} />
+      </td>
+      <td class="number">{domain.ageSeconds === null ? "none" : durationText(domain.ageSeconds)}</td>
+      <td>{domain.lastGood ? <Time iso={domain.lastGood.createdAt} /> : "none"}</td>
+      <Amount bytes={domain.virtualBytes} />
+      <Amount bytes={domain.storedBytes} />
+      <Rate bytes={domain.growthPerDay} />
+      <Rate bytes={domain.changedPerDay} />
+      <td class="number">{domain.chainLength}</td>
+      <td class="number">
+        {domain.points.length}
+        {domain.unrestorable > 0 && <span class="bad"> ({domain.unrestorable} lost)</span>}
+      </td>
+      {isSeveral && (
+        <td>
+          <Name text={repository} />
+        </td>
+      )}
+    </tr>
   );
 }
 

@@ -88,6 +88,88 @@ export function isUnmet(error: unknown): boolean {
 }
 
 /**
+ * What a store refuses with, by its own name for it or by the status. All names come before all statuses, as
+ * a name says more; the first that fits counts.
+ */
+const REFUSALS: readonly {
+  readonly reasons: readonly string[];
+  readonly statuses?: readonly (number | undefined)[];
+  readonly code: string;
+  readonly why: (about: { readonly bucket: string; readonly said: string }) => string;
+}[] = [
+  {
+    reasons: ["NoSuchBucket"],
+    code: "E_S3_BUCKET",
+    why: ({ bucket }) => `there is no bucket ${bucket}: compare its name and the endpoint, or make it`,
+  },
+  {
+    reasons: ["InvalidBucketName"],
+    code: "E_S3_BUCKET",
+    why: ({ bucket }) => `${bucket} is no name of a bucket there: compare it`,
+  },
+  {
+    reasons: ["InvalidAccessKeyId"],
+    code: "E_S3_ACCESS",
+    why: () => "the store does not know this access key: compare AWS_ACCESS_KEY_ID or the profile",
+  },
+  {
+    reasons: ["SignatureDoesNotMatch"],
+    code: "E_S3_ACCESS",
+    why: () => "the secret key is not that of the access key, or the region is wrong: compare them",
+  },
+  {
+    reasons: ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"],
+    code: "E_S3_ACCESS",
+    why: () => "the credentials have expired: fetch new ones and run the command again",
+  },
+  {
+    reasons: ["InvalidToken"],
+    code: "E_S3_ACCESS",
+    why: () => "the session token is wrong: compare AWS_SESSION_TOKEN",
+  },
+  {
+    reasons: ["CredentialsProviderError"],
+    code: "E_S3_CREDENTIALS",
+    why: ({ said }) =>
+      `there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials with AWS_PROFILE or ?profile=. ${said}`,
+  },
+  {
+    reasons: [
+      ...["PermanentRedirect", "TemporaryRedirect"],
+      ...["AuthorizationHeaderMalformed", "IllegalLocationConstraintException"],
+    ],
+    code: "E_S3_REGION",
+    why: ({ said }) => `the bucket is in another region: name it with ?region= or AWS_REGION. ${said}`,
+  },
+  {
+    reasons: ["RequestTimeTooSkewed", "RequestExpired"],
+    code: "E_S3_CLOCK",
+    why: () => "this host's clock and the store's differ too much: set the clock",
+  },
+  {
+    reasons: ["InvalidObjectState"],
+    code: "E_S3_ARCHIVED",
+    why: () => "the object is in an archive: restore it from there first",
+  },
+  {
+    ...{ reasons: ["AccessDenied"], statuses: [403] },
+    code: "E_S3_ACCESS",
+    why: () =>
+      "these credentials may not do that here: it is somebody else's bucket, or the policy lacks a permission (docs/stores.md lists those needed)",
+  },
+  {
+    ...{ reasons: [], statuses: [301, 307] },
+    code: "E_S3_REGION",
+    why: () => "the bucket is in another region: name it with ?region= or AWS_REGION",
+  },
+  {
+    ...{ reasons: ["NotImplemented"], statuses: [501] },
+    code: "E_S3_LACKS",
+    why: () => "the store cannot do that: docs/stores.md says what is needed",
+  },
+];
+
+/**
  * A store's failure as an error of ours: what is wrong with the address or the credentials is a
  * `PreconditionError`, a missing object is damage, and the rest is a `BackupError`. The message never has
  * credentials.
@@ -99,63 +181,16 @@ export function storeError(error: unknown, doing: StoreAction): BackupError {
   const reason = reasonOf(error);
   const details = { bucket, key, reason, status: statusOf(error) };
   const options = { cause: withoutRequest(error), details };
-  const refused = (code: string, why: string): PreconditionError =>
-    new PreconditionError(code, `${action} ${what} at ${store} was refused (${reason}): ${why}`, options);
-  switch (reason) {
-    case "NoSuchBucket":
-      return refused(
-        "E_S3_BUCKET",
-        `there is no bucket ${bucket}: compare its name and the endpoint, or make it`,
-      );
-    case "InvalidBucketName":
-      return refused("E_S3_BUCKET", `${bucket} is no name of a bucket there: compare it`);
-    case "InvalidAccessKeyId":
-      return refused(
-        "E_S3_ACCESS",
-        "the store does not know this access key: compare AWS_ACCESS_KEY_ID or the profile",
-      );
-    case "SignatureDoesNotMatch":
-      return refused(
-        "E_S3_ACCESS",
-        "the secret key is not that of the access key, or the region is wrong: compare them",
-      );
-    case "ExpiredToken":
-    case "ExpiredTokenException":
-    case "TokenRefreshRequired":
-      return refused("E_S3_ACCESS", "the credentials have expired: fetch new ones and run the command again");
-    case "InvalidToken":
-      return refused("E_S3_ACCESS", "the session token is wrong: compare AWS_SESSION_TOKEN");
-    case "CredentialsProviderError":
-      return refused(
-        "E_S3_CREDENTIALS",
-        `there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials with AWS_PROFILE or ?profile=. ${textOf(error)}`,
-      );
-    case "PermanentRedirect":
-    case "TemporaryRedirect":
-    case "AuthorizationHeaderMalformed":
-    case "IllegalLocationConstraintException":
-      return refused(
-        "E_S3_REGION",
-        `the bucket is in another region: name it with ?region= or AWS_REGION. ${textOf(error)}`,
-      );
-    case "RequestTimeTooSkewed":
-    case "RequestExpired":
-      return refused("E_S3_CLOCK", "this host's clock and the store's differ too much: set the clock");
-    case "InvalidObjectState":
-      return refused("E_S3_ARCHIVED", "the object is in an archive: restore it from there first");
-    default:
-  }
-  if (statusOf(error) === 403 || reason === "AccessDenied") {
-    return refused(
-      "E_S3_ACCESS",
-      "these credentials may not do that here: it is somebody else's bucket, or the policy lacks a permission (docs/stores.md lists those needed)",
+  const known = REFUSALS.find(({ reasons, statuses }) => {
+    return reasons.includes(reason) || (statuses ?? []).includes(statusOf(error));
+  });
+  if (known !== undefined) {
+    const why = known.why({ bucket, said: textOf(error) });
+    return new PreconditionError(
+      known.code,
+      `${action} ${what} at ${store} was refused (${reason}): ${why}`,
+      options,
     );
-  }
-  if (statusOf(error) === 301 || statusOf(error) === 307) {
-    return refused("E_S3_REGION", "the bucket is in another region: name it with ?region= or AWS_REGION");
-  }
-  if (statusOf(error) === 501 || reason === "NotImplemented") {
-    return refused("E_S3_LACKS", "the store cannot do that: docs/stores.md says what is needed");
   }
   if (isAbsent(error)) {
     return new DamageError("E_S3_MISSING", `${what} is missing`, options);
