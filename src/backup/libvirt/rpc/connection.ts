@@ -7,10 +7,10 @@
  */
 
 import type { Duplex } from "node:stream";
-import pLimit from "p-limit";
 import { messageOf } from "../../base/errors.js";
+import { CallSlots } from "./call-slots.js";
 import type { Download } from "./download.js";
-import { decodeError, LateError, LostError } from "./errors.js";
+import { decodeError, LateError, LostError, UnsentError } from "./errors.js";
 import { type DomainEvent, decodeEvent } from "./events.js";
 import { encodePacket, type Packet, PacketSplitter, PROGRAM, STATUS, TYPE } from "./packets.js";
 import type { Procedure } from "./procedure.js";
@@ -28,6 +28,7 @@ export interface Transport {
 
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
+  /** Limit for the answer, from the call on, also where it has to wait for others before it is sent. */
   readonly timeoutMs: number;
   /** Takes the stream that follows the answer. Only for a procedure that is not repeatable. */
   readonly download?: Download | undefined;
@@ -68,7 +69,7 @@ export class RpcConnection {
   readonly #abandoned = new Map<number, Procedure<never, unknown>>();
   /** Streams that have not ended, by the serials of their calls. */
   readonly #downloads = new Map<number, Download>();
-  readonly #limit = pLimit(MOST_CALLS);
+  readonly #slots = new CallSlots(MOST_CALLS);
   readonly #lost = new AbortController();
   readonly #listeners = new Set<(event: DomainEvent) => void>();
   #serial = 0;
@@ -106,46 +107,82 @@ export class RpcConnection {
     }, everyMs).unref();
   }
 
+  /**
+   * Calls a procedure, once the daemon has answered all but three of the calls before. If it owes the answers
+   * to four that nobody waits for any longer, it may never read this one: the connection is given up then.
+   */
   async call<Args, Answer>(
     procedure: Procedure<Args, Answer>,
     args: Args,
     { signal, timeoutMs, download }: CallOptions,
   ): Promise<Answer> {
-    return await this.#limit(async () => {
-      signal?.throwIfAborted();
-      this.#lost.signal.throwIfAborted();
-      const out = new XdrWriter();
+    signal?.throwIfAborted();
+    this.#refuseIfLost();
+    const limit = new AbortController();
+    const abort = (): void => limit.abort(signal?.reason);
+    signal?.addEventListener("abort", abort, { once: true });
+    const late = (): void => limit.abort(new LateError(`no answer in ${timeoutMs / 1000} s`));
+    const timer = setTimeout(late, timeoutMs);
+    try {
+      const slot = this.#slots.take(limit.signal);
+      this.#leaveIfStuck();
+      await slot;
+      const answer = await this.#answerTo(procedure, args, { limit: limit.signal, download });
+      await download?.bytes;
+      return answer;
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", abort);
+      if (this.#calls.size === 0) this.#transport.keepAwake(false);
+    }
+  }
+
+  /** Sends a call that has its slot. */
+  #answerTo<Args, Answer>(
+    procedure: Procedure<Args, Answer>,
+    args: Args,
+    { limit, download }: { readonly limit: AbortSignal; readonly download: Download | undefined },
+  ): Promise<Answer> {
+    this.#refuseIfLost();
+    const out = new XdrWriter();
+    try {
+      limit.throwIfAborted();
       procedure.encode(out, args);
-      this.#serial += 1;
-      const serial = this.#serial;
-      const answer = new Promise<Answer>((resolve, reject) => {
-        this.#calls.set(serial, { procedure, resolve: resolve as Call["resolve"], reject });
-      });
-      if (download) this.#downloads.set(serial, download);
-      this.#transport.keepAwake(true);
-      const { number, program = PROGRAM.remote } = procedure;
-      this.#send({ ...HEADER, program, procedure: number, serial, payload: out.finish() });
-      const giveUp = (reason: unknown): void => {
-        download?.fail(reason);
-        const call = this.#calls.get(serial);
-        if (!call) return;
-        this.#calls.delete(serial);
-        this.#abandoned.set(serial, procedure);
-        call.reject(reason);
-      };
-      const abort = (): void => giveUp(signal?.reason);
-      signal?.addEventListener("abort", abort, { once: true });
-      const timer = setTimeout(() => giveUp(new LateError(`no answer in ${timeoutMs / 1000} s`)), timeoutMs);
-      try {
-        const answered = await answer;
-        await download?.bytes;
-        return answered;
-      } finally {
-        clearTimeout(timer);
-        signal?.removeEventListener("abort", abort);
-        if (this.#calls.size === 0) this.#transport.keepAwake(false);
-      }
+    } catch (error) {
+      this.#slots.give();
+      throw error;
+    }
+    this.#serial += 1;
+    const serial = this.#serial;
+    const answer = new Promise<Answer>((resolve, reject) => {
+      this.#calls.set(serial, { procedure, resolve: resolve as Call["resolve"], reject });
     });
+    if (download) this.#downloads.set(serial, download);
+    this.#transport.keepAwake(true);
+    const { number, program = PROGRAM.remote } = procedure;
+    this.#send({ ...HEADER, program, procedure: number, serial, payload: out.finish() });
+    const giveUp = (): void => {
+      download?.fail(limit.reason);
+      const call = this.#calls.get(serial);
+      if (!call) return;
+      this.#calls.delete(serial);
+      this.#abandoned.set(serial, procedure);
+      call.reject(limit.reason);
+      this.#leaveIfStuck();
+    };
+    limit.addEventListener("abort", giveUp, { once: true });
+    return answer;
+  }
+
+  #refuseIfLost(): void {
+    const { aborted, reason } = this.#lost.signal;
+    if (aborted) throw UnsentError.of(reason);
+  }
+
+  /** Who waits for a slot would wait for answers that nobody else waits for. */
+  #leaveIfStuck(): void {
+    if (this.#abandoned.size < MOST_CALLS || !this.#slots.isWaitedFor) return;
+    this.#lose(new LostError(`libvirt owes the answers to ${this.#abandoned.size} calls`));
   }
 
   close(): void {
@@ -197,6 +234,7 @@ export class RpcConnection {
     reader.end();
     this.#calls.delete(serial);
     this.#abandoned.delete(serial);
+    this.#slots.give();
     // No stream follows an error.
     if (error) this.#downloads.delete(serial);
     if (error) call?.reject(error);
@@ -239,6 +277,7 @@ export class RpcConnection {
     for (const download of this.#downloads.values()) download.fail(reason);
     this.#calls.clear();
     this.#abandoned.clear();
+    this.#slots.refuse(reason);
     this.#transport.close();
   }
 }

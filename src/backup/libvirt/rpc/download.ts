@@ -10,6 +10,7 @@ export class Download {
   readonly bytes: Promise<Buffer>;
   readonly #most: number;
   #pieces: Buffer[] = [];
+  #hasFailed = false;
   #length = 0;
   #resolve: (bytes: Buffer) => void = () => undefined;
   #reject: (error: unknown) => void = () => undefined;
@@ -34,7 +35,8 @@ export class Download {
       if (payload.length === 0) return "finish";
       this.#length += payload.length;
       if (this.#length > this.#most) throw new UnreadableError(`a stream of more than ${this.#most} bytes`);
-      this.#pieces.push(Buffer.from(payload));
+      // What nobody waits for comes nevertheless, up to its end.
+      if (!this.#hasFailed) this.#pieces.push(Buffer.from(payload));
       return "more";
     }
     if (status === STATUS.ok) this.#resolve(Buffer.concat(this.#pieces));
@@ -44,6 +46,7 @@ export class Download {
   }
 
   fail(error: unknown): void {
+    this.#hasFailed = true;
     this.#pieces = [];
     this.#reject(error);
   }

@@ -20,6 +20,14 @@ export class LostError extends Error {
   override readonly name = "LostError";
 }
 
+/** The connection ended before the call was sent, which can therefore be made over another one. */
+export class UnsentError extends LostError {
+  /** What becomes of a call that was not sent, if its connection ended for this reason. */
+  static of(reason: unknown): unknown {
+    return reason instanceof LostError ? new UnsentError(reason.message, { cause: reason }) : reason;
+  }
+}
+
 /** The answer did not come in time. It may still come; what was asked for may have been done. */
 export class LateError extends Error {
   override readonly name = "LateError";
@@ -27,6 +35,7 @@ export class LateError extends Error {
 
 /** The numbers that this program tells apart (`include/libvirt/virterror.h`). */
 export const NUMBER = {
+  internal: 1,
   noSupport: 3,
   noConnect: 5,
   operationDenied: 29,
@@ -47,6 +56,7 @@ export const NUMBER = {
   authUnavailable: 94,
   noCheckpoint: 103,
   noBackup: 104,
+  checkpointInconsistent: 109,
 } as const;
 
 /** Characters of a message; libvirt's own have 1,024 at most, and may be the words of a guest's agent. */

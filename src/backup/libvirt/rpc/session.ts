@@ -1,6 +1,6 @@
 import type { CallOptions, Keepalive, RpcConnection } from "./connection.js";
 import type { DaemonAddress } from "./daemon-address.js";
-import { LostError } from "./errors.js";
+import { LostError, UnsentError } from "./errors.js";
 import { openConnection } from "./open.js";
 import type { Procedure } from "./procedure.js";
 
@@ -59,8 +59,8 @@ export class RpcSession {
   }
 
   /**
-   * Calls once; if the connection is lost meanwhile and the procedure changes nothing, once more over a new
-   * one.
+   * Calls once; if the connection is lost meanwhile, and the procedure changes nothing or was not sent, once
+   * more over a new one.
    * @throws as {@link openConnection} and {@link RpcConnection.call}
    */
   async call<Args, Answer>(
@@ -74,7 +74,9 @@ export class RpcSession {
       return await connection.call(procedure, args, options);
     } catch (error) {
       const isClosed = closings !== this.#closings;
-      if (!(error instanceof LostError) || !procedure.repeatable || isClosed) throw error;
+      const canBeRepeated =
+        error instanceof UnsentError || (error instanceof LostError && procedure.repeatable);
+      if (!canBeRepeated || isClosed) throw error;
     }
     return await (await this.connection(options.signal)).call(procedure, args, options);
   }

@@ -85,6 +85,61 @@ describe("a connection to libvirt", () => {
     connection.close();
   });
 
+  it("heeds signal and limit of a call that waits for others, which is never sent then", async () => {
+    const held: (() => void)[] = [];
+    const connection = await open({
+      [CAPABILITIES]: (_, call, client) => {
+        held.push(() => client.answer(call, text("QEMU")));
+        return "silence";
+      },
+      [BACKUP_XML]: () => text("sent"),
+    });
+    const calls = Array.from({ length: 4 }, () => capabilitiesOf(connection));
+    await expect.poll(() => held).toHaveLength(4);
+    const waiting = (options: { timeoutMs: number; signal?: AbortSignal }): Promise<string> =>
+      connection.call(remote.DOMAIN_BACKUP_GET_XML_DESC, { domain: DOMAIN }, options);
+    const stop = new AbortController();
+    const stopped = waiting({ ...LIMIT, signal: stop.signal });
+    stop.abort(new Error("enough"));
+    await expect(stopped).rejects.toThrow("enough");
+    await expect(waiting({ ...LIMIT, signal: stop.signal })).rejects.toThrow("enough");
+    await expect(waiting({ timeoutMs: 50 })).rejects.toMatchObject({ name: "LateError" });
+    const next = waiting(LIMIT);
+    for (const answer of held) answer();
+    expect(await Promise.all(calls)).toEqual(Array(4).fill("QEMU"));
+    expect(await next).toBe("sent");
+    expect(server.calls).toEqual([...Array(4).fill(CAPABILITIES), BACKUP_XML]);
+    connection.close();
+  });
+
+  it("sends no fifth call while libvirt works on four, also if nobody waits for some of them", async () => {
+    const held: (() => void)[] = [];
+    const connection = await open({
+      [CAPABILITIES]: (_, call, client) => {
+        held.push(() => client.answer(call, text("QEMU")));
+        return "silence";
+      },
+      [BACKUP_XML]: () => text("sent"),
+    });
+    const stop = new AbortController();
+    const { signal } = stop;
+    const given = Array.from({ length: 3 }, () =>
+      connection.call(remote.CONNECT_GET_CAPABILITIES, undefined, { ...LIMIT, signal }),
+    );
+    const awaited = capabilitiesOf(connection);
+    await expect.poll(() => held).toHaveLength(4);
+    stop.abort(new Error("enough"));
+    for (const call of given) await expect(call).rejects.toThrow("enough");
+    const next = connection.call(remote.DOMAIN_BACKUP_GET_XML_DESC, { domain: DOMAIN }, LIMIT);
+    await sleep(100);
+    expect(server.calls).toEqual(Array(4).fill(CAPABILITIES));
+    held[0]?.();
+    expect(await next).toBe("sent");
+    held[3]?.();
+    expect(await awaited).toBe("QEMU");
+    connection.close();
+  });
+
   it("gives libvirt's errors by their numbers, with its text", async () => {
     const connection = await open({ [CAPABILITIES]: () => ({ refuse: 42, message: "Domain not found\n" }) });
     await expect(capabilitiesOf(connection)).rejects.toMatchObject({

@@ -28,3 +28,18 @@ it("fails with the connection, also if nobody waits for it yet", async () => {
   download.fail(new Error("lost"));
   await expect(download.bytes).rejects.toThrow("lost");
 });
+
+it("keeps nothing of what comes after it has failed, up to its end, and bounds that too", async () => {
+  const before = process.memoryUsage().arrayBuffers;
+  const download = new Download(256 * 1024 ** 2);
+  download.fail(new Error("enough"));
+  const megabyte = "x".repeat(1024 ** 2);
+  for (let at = 0; at < 200; at += 1) expect(download.take(packet(STATUS.continue, megabyte))).toBe("more");
+  expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(100 * 1024 ** 2);
+  expect(download.take(packet(STATUS.continue))).toBe("finish");
+  expect(download.take(packet(STATUS.ok))).toBe("ended");
+  await expect(download.bytes).rejects.toThrow("enough");
+  const endless = new Download(7);
+  endless.fail(new Error("enough"));
+  expect(() => endless.take(packet(STATUS.continue, "abcdefgh"))).toThrow(/more than 7 bytes/);
+});

@@ -105,6 +105,50 @@ describe("a session", () => {
     expect(heard).toEqual([]);
   });
 
+  it("cleans up over another connection when libvirt owes the answers to all that was asked before", async () => {
+    let [asked, aborted] = [0, 0];
+    server = await ScriptedLibvirt.start({
+      [CAPABILITIES]: () => {
+        asked += 1;
+        return "silence";
+      },
+      [ABORT]: (_args, _call, client) => {
+        // The daemon of the first connection reads nothing more from it.
+        if (client === server.clients[0]) return "silence";
+        aborted += 1;
+        return new XdrWriter();
+      },
+    });
+    const one = session();
+    const stop = new AbortController();
+    const stuck = Array.from({ length: 4 }, () =>
+      one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { ...LIMIT, signal: stop.signal }),
+    );
+    await expect.poll(() => asked).toBe(4);
+    // One waits already, and one comes later; neither may be made twice.
+    const early = one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, LIMIT);
+    const given = Promise.all(stuck.map((call) => expect(call).rejects.toThrow("enough")));
+    stop.abort(new Error("enough"));
+    await given;
+    await early;
+    await one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, LIMIT);
+    expect([aborted, server.clients.length]).toEqual([2, 2]);
+    await one.close();
+  });
+
+  it("asks over another connection after four calls had no answer in time", async () => {
+    server = await ScriptedLibvirt.start({ [CAPABILITIES]: () => "silence" });
+    const one = session();
+    const late = Array.from({ length: 4 }, () =>
+      one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { timeoutMs: 50 }),
+    );
+    for (const call of late) await expect(call).rejects.toMatchObject({ name: "LateError" });
+    server.say({ [ABORT]: () => new XdrWriter() });
+    await one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, LIMIT);
+    expect(server.clients).toHaveLength(2);
+    await one.close();
+  });
+
   it("settles everything when it is closed", async () => {
     server = await ScriptedLibvirt.start({ [CAPABILITIES]: () => "silence" });
     const one = session();

@@ -18,6 +18,16 @@ import { UnreadableError, XdrReader, XdrWriter } from "../../../../src/backup/li
 import { refusal, UUID } from "../../../support/scripted-libvirt.js";
 
 const DOMAIN = { name: "lab", uuid: UUID, id: 7 };
+/** The numbers of all events that are read. */
+const EVENTS = Array.from({ length: 600 }, (_, number) => number).filter(isEvent);
+
+function isEvent(number: number): boolean {
+  try {
+    return decodeEvent(number, new XdrReader(Buffer.alloc(0))) !== undefined;
+  } catch {
+    return true;
+  }
+}
 
 /** What libvirt 9.0 says of a domain that is off, as it came. */
 const RECORDED_ERROR = encodePacket({
@@ -159,7 +169,7 @@ describe("any bytes at all", () => {
       fc.property(anyBytes, (bytes) => {
         for (const { decode } of all) expectReadable(() => decode(new XdrReader(bytes)));
         expectReadable(() => decodeError(new XdrReader(bytes)));
-        for (const number of [318, 363]) expectReadable(() => decodeEvent(number, new XdrReader(bytes)));
+        for (const number of EVENTS) expectReadable(() => decodeEvent(number, new XdrReader(bytes)));
       }),
     );
   });
@@ -174,6 +184,37 @@ describe("any bytes at all", () => {
         expectReadable(() => decodeError(new XdrReader(bytes)));
       }),
     );
+  });
+
+  it("that were an event before one byte changed are an event still, or are refused", () => {
+    const domain = (): XdrWriter => {
+      const uuid = Buffer.from(UUID.replaceAll("-", ""), "hex");
+      return new XdrWriter().int(1).string("lab").fixed(uuid).int(7);
+    };
+    const good: Readonly<Record<number, XdrWriter>> = {
+      318: domain().int(5).int(1),
+      339: domain().string("vda").int(2).int(3),
+      363: domain().int(1).string("operation").int(1).int(6),
+      385: domain().string("vda[5]").optionalString("/scratch").size(4096).size(512),
+    };
+    expect(Object.keys(good).map(Number)).toEqual(EVENTS);
+    for (const number of EVENTS) {
+      const whole = good[number]?.finish() ?? Buffer.alloc(0);
+      const reader = new XdrReader(whole);
+      expect(decodeEvent(number, reader)).toMatchObject({ domain: DOMAIN });
+      reader.end();
+      fc.assert(
+        fc.property(fc.nat(whole.length - 1), fc.nat(255), (at, value) => {
+          const bytes = Buffer.from(whole);
+          bytes[at] = value;
+          expectReadable(() => decodeEvent(number, new XdrReader(bytes)));
+        }),
+      );
+      for (let length = 0; length < whole.length; length += 1) {
+        const cut = new XdrReader(whole.subarray(0, length));
+        expect(() => decodeEvent(number, cut)).toThrow(UnreadableError);
+      }
+    }
   });
 
   function expectReadable(work: () => unknown): void {
