@@ -2,7 +2,14 @@ import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
+import { RateLimit } from "../../src/backup/pull/rate-limit.js";
+import { attach } from "../../src/backup/take/attach.js";
+import { backup } from "../../src/backup/take/backup.js";
+import { withLivingDisks } from "../../src/backup/take/living-disks.js";
+import type { TakeSettings } from "../../src/backup/take/take-options.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
@@ -24,22 +31,42 @@ function withIothreads(xml: string): string {
     );
 }
 
+/** What waits for an absent libvirt so many times shorter than it does otherwise. */
+const HASTE = 40;
+/** Longer than most things wait for it then, and shorter than what the life of the guest depends on. */
+const AWAY_MS = 6000;
+
+/** A libvirt whose patience is so much shorter, also where it is handed on. */
+function hasty(libvirt: Libvirt): Libvirt {
+  const withSignal = libvirt.withSignal.bind(libvirt);
+  const withPatience = libvirt.withPatience.bind(libvirt);
+  return Object.assign(libvirt, {
+    withSignal: (signal: AbortSignal | undefined) => hasty(withSignal(signal)),
+    withPatience: (ms: number) => hasty(withPatience(ms / HASTE)),
+  });
+}
+
+async function started(guest: BackupLab): Promise<() => Promise<void>> {
+  const { lab } = guest;
+  await lab.powerOff();
+  await lab.redefine(withIothreads);
+  await lab.powerOn();
+  const id = await virsh("domid", lab.domain);
+  await sleep(FIRMWARE_MS);
+  return async () => {
+    await sleep(200);
+    // libvirt can take a dead QEMU for running for a while, but not without an answer from it.
+    const answer = await virsh("qemu-monitor-command", lab.domain, "--hmp", "info status");
+    expect([await virsh("domid", lab.domain), answer]).toEqual([id, expect.stringContaining("running")]);
+  };
+}
+
 await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a client leaves its job", () => {
   it("survives backups, one that is interrupted, doctor, and attach", async () => {
     await using guest = await BackupLab.start();
     const { lab } = guest;
-    await lab.powerOff();
-    await lab.redefine(withIothreads);
-    await lab.powerOn();
-    const id = await virsh("domid", lab.domain);
-    const expectAlive = async (): Promise<void> => {
-      await sleep(200);
-      // libvirt can take a dead QEMU for running for a while, but not without an answer from it.
-      const answer = await virsh("qemu-monitor-command", lab.domain, "--hmp", "info status");
-      expect([await virsh("domid", lab.domain), answer]).toEqual([id, expect.stringContaining("running")]);
-    };
+    const expectAlive = await started(guest);
     await lab.write("vda", 0, 30 * MiB, 0x11);
-    await sleep(FIRMWARE_MS);
 
     const isFragile = (await virsh("version")).includes("QEMU 7.2.");
     const warning = isFragile ? [expect.stringContaining("vda, vdb: QEMU 7.2 dies")] : [];
@@ -109,4 +136,57 @@ await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a cl
       await qemuImg("compare", "-f", "raw", "-F", "qcow2", join(target, `${disk}.raw`), lab.image(disk));
     }
   });
+
+  it("survives that libvirt is away when the job has to be ended, whoever has begun it", async () => {
+    await using guest = await BackupLab.start();
+    const { lab } = guest;
+    const expectAlive = await started(guest);
+    await lab.write("vda", 0, 30 * MiB, 0x11);
+    using front = new LibvirtInFront(guest.folder);
+    const connect = front.env()["LIBVIRT_DEFAULT_URI"];
+    const where = { domain: lab.domain, repositoryPath: guest.repo, scratchParent: guest.scratch };
+    const leave = (): void => {
+      setTimeout(front.leave(), AWAY_MS).unref();
+    };
+    /** A job that is interrupted in its middle, while libvirt is away. */
+    const interrupted = async (
+      take: (settings: TakeSettings & { libvirt: Libvirt }) => Promise<unknown>,
+    ): Promise<void> => {
+      await using libvirt = hasty(new Libvirt({ connect }));
+      const stop = new AbortController();
+      const slowly = { rateLimit: new RateLimit(MiB), window: { requestSize: 65_536 } };
+      const made = { format: "qcow2", digests: undefined, sync: false, tool: "test", ...slowly } as const;
+      const taking = take({ ...made, connect: {}, libvirt, signal: stop.signal });
+      const isStored = expect.stringMatching(/^\.?vda\./);
+      // What fails before fails the test at once.
+      await Promise.race([taking, expect.poll(() => guest.inPartial()).toContainEqual(isStored)]);
+      leave();
+      stop.abort(new Error("enough"));
+      await expect(taking).rejects.toThrow("enough");
+      await expectAlive();
+    };
+    await interrupted(({ libvirt, ...settings }) =>
+      backup({ ...settings, ...where, libvirt, level: "full", disks: { include: [], exclude: [] } }),
+    );
+    await guest.expectNothingLeft();
+    await lab.beginBackup();
+    await interrupted(({ libvirt, ...settings }) =>
+      attach({
+        ...settings,
+        ...where,
+        source: { kind: "libvirt", libvirt, domain: lab.domain },
+        endJob: true,
+      }),
+    );
+    await guest.expectNothingLeft();
+    await using libvirt = hasty(new Libvirt({ connect }));
+    // As `repair --from-domain` does, and `verify --live`.
+    const read = await withLivingDisks({ ...where, libvirt }, async (disks) => {
+      leave();
+      return [...disks.keys()];
+    });
+    expect(read).toEqual([...LAB_DISKS]);
+    await expectAlive();
+    await guest.expectNothingLeft();
+  }, 480_000);
 });

@@ -1,5 +1,5 @@
 import { rmSync } from "node:fs";
-import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, stat, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -140,6 +140,32 @@ await describeWithLibvirt("a backup that was killed", () => {
         expect.stringMatching(/journal|begun/),
       );
       expectExit(await nbdpull("verify", guest.repo, guest.lab.domain), 0);
+    },
+    480_000,
+  );
+
+  it.each([
+    ["goes on, as what its scratch files take is no loss of room", 50 * MiB, undefined],
+    ["is cleared away, if they leave too little room", 4 * MiB, "too little room"],
+  ])(
+    "over ssh: %s",
+    async (_, freeBytes, because) => {
+      const options = ["--level", "full", "--connect", host.uri];
+      const start = { inside: host.inside(guest.scratch) };
+      const id = await killed({ options, start });
+      await guest.lab.write("vda", MiB, 39 * MiB, 0x5b);
+      await guest.lab.write("vdb", MiB, 39 * MiB, 0x5b);
+      const { bavail, bsize } = await statfs(guest.scratch);
+      // Others leave that much beside them.
+      const filler = join(guest.scratch, "filler");
+      await writeFile(filler, Buffer.alloc(bavail * bsize - freeBytes, 1));
+      const ran = await runNbdpull(guest.arguments(...options), start).finally(() => rm(filler));
+      expectExit(ran, 0);
+      expect(ofCalmLibvirt(ran.json() as BackupJson)).toMatchObject({
+        ...(because === undefined ? { id, resumed: { times: 1 } } : { resumed: null }),
+        warnings: because === undefined ? [] : [expect.stringContaining(because)],
+      });
+      await guest.expectNothingLeft();
     },
     480_000,
   );

@@ -43,6 +43,8 @@ interface Trouble {
    * Asked at each deletion of a checkpoint; where it returns true, the deletion is never done, nor answered.
    */
   readonly swallowDeletion?: () => boolean;
+  /** Asked at each call; it is refused by what this returns, without asking the daemon. */
+  readonly refuse?: (call: Packet) => { readonly number: number; readonly said: string } | undefined;
   /** Asked at each answer of the daemon; the bytes that it returns go to the client in its place. */
   readonly spoil?: (answer: Packet) => Buffer | undefined;
 }
@@ -59,6 +61,7 @@ export class LibvirtInFront implements Disposable {
   readonly #folder: string;
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
+  #isAway = false;
   /** Gives an answer that is held back. */
   readonly #held: (() => void)[] = [];
 
@@ -76,6 +79,16 @@ export class LibvirtInFront implements Disposable {
     return { LIBVIRT_DEFAULT_URI: `qemu+unix:///system?socket=${path}` };
   }
 
+  /** Is away, as a daemon that is restarted, from now on until what it returns is called. */
+  leave(): () => void {
+    this.#isAway = true;
+    for (const socket of this.#sockets) socket.destroy();
+    this.#sockets.clear();
+    return () => {
+      this.#isAway = false;
+    };
+  }
+
   /** Gives the answers that it has held back until now. */
   release(): void {
     for (const give of this.#held.splice(0)) give();
@@ -87,6 +100,10 @@ export class LibvirtInFront implements Disposable {
   }
 
   #serve(client: Socket, trouble: Trouble): void {
+    if (this.#isAway) {
+      client.destroy();
+      return;
+    }
     const daemon = dial(DAEMON);
     const late = new Set<number>();
     for (const [from, to] of [
@@ -130,7 +147,10 @@ export class LibvirtInFront implements Disposable {
     const reply = (payload: XdrWriter): boolean => client.write(answerTo(packet, payload));
     const refuse = (why: string): boolean => client.write(refusalTo(packet, why));
     const logged = LOGGED[packet.procedure];
-    if (packet.procedure === GET_FSINFO) {
+    const refused = trouble.refuse?.(packet);
+    if (refused) {
+      client.write(answerTo(packet, refusal(refused.number, refused.said), STATUS.error));
+    } else if (packet.procedure === GET_FSINFO) {
       if (this.isFrozen) refuse(frozenFor("guest-get-fsinfo"));
       else reply(FILE_SYSTEMS);
     } else if (packet.procedure === LIST_ALL_DOMAINS && running !== undefined) {

@@ -3,6 +3,7 @@ import { domainWord } from "../base/shell-word.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/documents/job-xml.js";
+import { clientsMustStay } from "../libvirt/fragile-disks.js";
 import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
@@ -79,7 +80,7 @@ export async function claimFolder<T = undefined>(
     const left = job && points && (await goOn?.({ job, folder: theirs, points }));
     if (left !== undefined) {
       // As below. A client that is connected still would only disturb.
-      if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await theirs.sever();
+      if (!clientsMustStay(guest.domain)) await theirs.sever();
       await theirs.takeOver();
       return { folder: theirs, left };
     }
@@ -87,7 +88,7 @@ export async function claimFolder<T = undefined>(
     // The lock keeps other backups to this repository from beginning a job meanwhile.
     for (const left of folders) {
       // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
-      if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await left.sever();
+      if (!clientsMustStay(guest.domain)) await left.sever();
       await endJobIn(guest, left, { jobMayRun: job !== undefined, isDead: true, onWarning });
       await removeFolder(left);
     }

@@ -10,8 +10,7 @@ import {
   patientBy,
 } from "../guest/job-connection.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
-import { FRAGILE } from "../libvirt/fragile-disks.js";
-import { PATIENCE_MS } from "../libvirt/libvirt.js";
+import { FRAGILE, patienceToEnd } from "../libvirt/fragile-disks.js";
 import { assertCompressible } from "../pull/compressible.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
@@ -47,9 +46,9 @@ export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
 
 /**
  * Takes all disks of a running pull backup job as one restore point. The job keeps running unless `endJob` is
- * set, since another program began it. Scratch files on this host are watched: when they run out of room the
- * backup is given up, so that the user can end the job before the guest's writes fail. With `endJob` the job
- * is ended then too.
+ * set, since another program began it. Where libvirt is asked, scratch images are watched: files on this host
+ * and on one that is reached by ssh, and block devices. When they run out of room the backup is given up, so
+ * that the user can end the job before the guest's writes fail. With `endJob` the job is ended then too.
  *
  * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
  * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, a
@@ -186,7 +185,8 @@ async function endJob(
   const { uuid, name } = view.domain;
   // Who interrupts need not wait for a libvirt that is away, unless the guest would not survive it.
   const signal = isFragile || options.signal?.aborted ? undefined : options.signal;
-  const libvirt = source.libvirt.withSignal(signal).withPatience(PATIENCE_MS);
+  const patience = patienceToEnd(view.running ?? { disks: [] });
+  const libvirt = source.libvirt.withSignal(signal).withPatience(patience);
   try {
     await clients.outlive(async () => {
       // Its owner may have ended it, and begun another one.

@@ -20,9 +20,8 @@ import { checkpointPrefix } from "../libvirt/checkpoints.js";
 import { disksLeftOut, disksToBackUp, type LeftOutDisk, obstacleOf } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, parseDomain } from "../libvirt/documents/domain-xml.js";
 import { exportedDisks } from "../libvirt/documents/job-xml.js";
-import { fragileDisks } from "../libvirt/fragile-disks.js";
+import { clientsMustStay, fragileDisks, patienceToEnd } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
-import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { assertCompressible } from "../pull/compressible.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
@@ -104,7 +103,6 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
   const guest: Guest = { libvirt, domain, repository, ssh };
   const usual = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);
-  const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
   // A client that left costs such a guest its life: one that comes back only delays the end of the job.
   const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
   const reconnect = isFragile ? undefined : options.connect.reconnect;
@@ -120,7 +118,7 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
       return undefined;
     },
   });
-  const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
+  const patience = patienceToEnd(domain);
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };
   const ofLeft = left?.begun.checkpoint?.name;
   const made: Made = { names: ofLeft === undefined ? [] : [ofLeft], record };
@@ -132,7 +130,8 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
     await record.refresh();
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
-    const before = ssh && freeBytesThere(ssh, folder.path);
+    // A job that is gone on with has its images there already.
+    const before = ssh && !left ? freeBytesThere(ssh, folder.path) : undefined;
     before?.catch(() => undefined);
     // The checkpoint of a point that is gone on with has no point yet.
     if (!left) await deleteOrphans(guest, made, options);
@@ -217,9 +216,6 @@ async function recordOf(guest: Guest, options: BackupOptions): Promise<Checkpoin
   });
 }
 
-/** How long a libvirt that is away is waited for where the guest would not survive that the clients leave. */
-const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
-
 type Image = Pick<BackupOptions, "format" | "compress" | "digests">;
 
 /**
@@ -277,7 +273,7 @@ async function pullDisks(
     clients: clients.all,
     onOpening: (client) => clients.isOpening(client),
     resumable,
-    clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
+    clientsStay: clientsMustStay(domain),
     confirm: (sure) => job.withSignal(sure).assertAlive({ onWait: options.onWarning }),
   });
 }

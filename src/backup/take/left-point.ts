@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
 import { SoundBases } from "../chain/sound-bases.js";
 import type { LeftJob } from "../guest/claim.js";
 import type { Guest } from "../guest/guest.js";
@@ -202,8 +203,9 @@ async function hasRoom(
   options: BackupOptions,
 ): Promise<boolean> {
   if (guest.ssh) {
-    const free = await freeBytesThere(guest.ssh, folder.path);
-    return judgeScratch(free, [], options.scratchReserve).kind !== "short";
+    const [used, left] = await together(folder.usedBytes(), freeBytesThere(guest.ssh, folder.path));
+    const now = { time: performance.now(), used, left };
+    return judgeScratch(used + left, [now], options.scratchReserve).kind !== "short";
   }
   try {
     refuseShortScratch(scratchSettings(guest, folder, disks, { ...options, onWarning: undefined }));

@@ -3,6 +3,7 @@ import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
 import { patientBy } from "../guest/job-connection.js";
 import { exportedDisks } from "../libvirt/documents/job-xml.js";
+import { clientsMustStay } from "../libvirt/fragile-disks.js";
 import { type LookOptions, lookAtFrozen } from "./frozen-domain.js";
 
 /**
@@ -18,7 +19,7 @@ export async function withLivingDisks<T>(
   return await lookAtFrozen(options, "full", async (frozen) => {
     const { guest, begun, connection, clients, reconnect, signal } = frozen;
     // The disconnect of a client ends a guest with an iothread, if the job still runs.
-    const opened = guest.domain.disks.some(({ hasIothread }) => hasIothread) ? clients.all : undefined;
+    const opened = clientsMustStay(guest.domain) ? clients.all : undefined;
     const disks = new Map<string, NbdClient>();
     for (const { name, exportName } of exportedDisks(begun.job.job)) {
       const opening = { ...patientBy(connection, { reconnect }), signal };

@@ -8,6 +8,7 @@ import { Outages } from "../export/outages.js";
 import type { Guest } from "../guest/guest.js";
 import { patientBy } from "../guest/job-connection.js";
 import { exportedDisks, type IncrementalDisk } from "../libvirt/documents/job-xml.js";
+import { clientsMustStay } from "../libvirt/fragile-disks.js";
 import { proveBase } from "../prove/prove-base.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { BackupOptions } from "./backup-options.js";
@@ -86,7 +87,7 @@ async function compareDisks(
   options: VerifyLiveOptions,
 ): Promise<LiveDiskReport[]> {
   // The disconnect of a client ends a guest with an iothread, if the job still runs.
-  const opened = guest.domain.disks.some(({ hasIothread }) => hasIothread) ? clients.all : undefined;
+  const opened = clientsMustStay(guest.domain) ? clients.all : undefined;
   const exported = exportedDisks(job.job);
   return await allOrNone(plans, DISKS_AT_ONCE, options.signal, async (plan, signal) => {
     const disk = exported.find(({ name }) => name === plan.name);

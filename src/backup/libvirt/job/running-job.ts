@@ -3,8 +3,9 @@ import { domainWord } from "../../base/shell-word.js";
 import { type Checkpoint, parseCheckpoint } from "../documents/checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "../documents/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../documents/job-xml.js";
+import { patienceToEnd } from "../fragile-disks.js";
 import type { JobInfo } from "../job-info.js";
-import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt.js";
+import { type DomainRef, isJobGone, type Libvirt } from "../libvirt.js";
 import { endedInQemu } from "./frozen-disks.js";
 import { whileJobRuns } from "./job-watch.js";
 import { type LastLookOptions, lookPatiently } from "./last-look.js";
@@ -73,8 +74,9 @@ export class RunningJob {
     this.backupXml = facts.backupXml;
     this.domain = facts.domain;
     this.domainXml = facts.domainXml;
-    // A job that has run for hours must not fail because libvirtd restarts in its last minutes.
-    this.#libvirt = facts.libvirt.withPatience(PATIENCE_MS);
+    // A job that has run for hours must not fail because libvirtd restarts in its last minutes. Who ends it asks
+    // first whether it is the same.
+    this.#libvirt = facts.libvirt.withPatience(patienceToEnd(facts.domain));
     this.#startedAt = facts.startedAt;
   }
 
