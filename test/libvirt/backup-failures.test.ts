@@ -2,9 +2,11 @@ import { readdir, writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { BackupLab, expectExit } from "../support/backup-lab.js";
+import type { Packet } from "../../src/backup/libvirt/rpc/packets.js";
+import { type BackupJson, BackupLab, expectExit, ofCalmLibvirt } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished } from "../support/nbdpull.js";
+import { finished, runNbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
@@ -78,6 +80,46 @@ await describeWithLibvirt("a backup that fails", () => {
     await guest.lab.powerOn();
     const next = await guest.take();
     expect(await guest.checkpoints()).toEqual([next.checkpoint]);
+  }, 480_000);
+
+  it("knows a broken bitmap when the job begins, and a lost one later, in whatever language libvirt says so", async () => {
+    const full = await guest.take();
+    await guest.lab.write("vda", 0, MiB, 0x14);
+    await guest.lab.write("vdb", 0, MiB, 0x14);
+    const [BEGIN, DELETE_CHECKPOINT] = [421, 417];
+    const base = full.checkpoint ?? "";
+    // As libvirt says it, each once; the second is of an internal error.
+    const refusals = new Map([
+      [BEGIN, { number: 109, said: `Prüfpunkt inkonsistent: Bitmap „${base}“ für Platte „vda“ fehlt` }],
+      [
+        DELETE_CHECKPOINT,
+        { number: 1, said: `erreur interne : bitmap « ${base} » introuvable pour « vda »` },
+      ],
+    ]);
+    const refuse = ({ procedure }: Packet) => {
+      const refusal = refusals.get(procedure);
+      refusals.delete(procedure);
+      return refusal;
+    };
+    const copies = await guest.copyNow();
+    using front = new LibvirtInFront(guest.folder);
+    const ran = await runNbdpull(guest.arguments(), { env: front.env({ refuse }) });
+    expectExit(ran, 0);
+    const next = ofCalmLibvirt(ran.json() as BackupJson);
+    expect(next.disks).toMatchObject([
+      { name: "vda", mode: "full", reason: expect.stringMatching(/lost or broken/) },
+      { name: "vdb", mode: "incremental", parent: full.id, dirtyBytes: MiB },
+    ]);
+    await guest.expectPoint(next.id, copies);
+    const then = await runNbdpull(guest.arguments("--level", "full"), { env: front.env({ refuse }) });
+    expectExit(then, 0);
+    const last = await runNbdpull(guest.arguments(), { env: front.env({ refuse }) });
+    expectExit(last, 0);
+    expect(refusals.size).toBe(0);
+    expect(await guest.checkpoints()).not.toContain(base);
+    for (const each of [ran, then, last])
+      expect(ofCalmLibvirt(each.json() as BackupJson).warnings).toEqual([]);
+    await guest.expectNothingLeft();
   }, 480_000);
 
   it("refuses a second backup at once while it runs", async () => {

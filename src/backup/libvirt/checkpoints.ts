@@ -3,6 +3,9 @@ import { together } from "../base/in-parallel.js";
 import { withoutBitmap } from "./documents/checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./documents/checkpoint-xml.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
+import { errorNumberOf, saidIn } from "./libvirt-errors.js";
+import { isNamedIn } from "./named-in.js";
+import { NUMBER } from "./rpc/errors.js";
 
 /**
  * The prefix of the names of a repository's checkpoints. A repository recognizes its checkpoints by it alone.
@@ -49,7 +52,7 @@ export async function deleteCheckpoint(libvirt: Libvirt, domain: DomainRef, name
     try {
       return await libvirt.deleteCheckpoint(domain, name);
     } catch (error) {
-      const disk = missingBitmap(error);
+      const disk = await missingBitmap(libvirt, domain, name, error);
       if (disk === undefined || forgotten.has(disk)) throw error;
       forgotten.add(disk);
       if (!(await forgetBitmap(libvirt, domain, name, disk))) return;
@@ -57,10 +60,28 @@ export async function deleteCheckpoint(libvirt: Libvirt, domain: DomainRef, name
   }
 }
 
-/** The disk for which libvirt found no bitmap, if that is the error. */
-function missingBitmap(error: unknown): string | undefined {
-  if (!hasCode(error, "E_LIBVIRT_REFUSED") || !(error instanceof Error)) return undefined;
-  return /bitmap '[^']*' not found in backing chain of '([^']*)'/.exec(error.message)?.[1];
+/**
+ * The disk for which libvirt found no bitmap, if that is the error: libvirt 9 says `bitmap 'CHECKPOINT' not
+ * found in backing chain of 'DISK'`, in the language of its host, and by a number that has many meanings. In
+ * another language that is told by the names in it.
+ */
+async function missingBitmap(
+  libvirt: Libvirt,
+  domain: DomainRef,
+  name: string,
+  error: unknown,
+): Promise<string | undefined> {
+  if (!hasCode(error, "E_LIBVIRT_REFUSED") || errorNumberOf(error) !== NUMBER.internal) return undefined;
+  const said = saidIn(error) ?? "";
+  const [, disk] = /bitmap '[^']*' not found in backing chain of '([^']*)'/.exec(said) ?? [];
+  if (disk !== undefined) return disk;
+  // `unable to execute QEMU command 'transaction': …`
+  if (said.includes("QEMU")) return undefined;
+  const { disks } = parseCheckpoint(await libvirt.checkpointXml(domain, name));
+  const meant = disks.filter(
+    (each) => each.bitmap !== undefined && isNamedIn(said, each.bitmap) && isNamedIn(said, each.name),
+  );
+  return meant.length === 1 ? meant[0]?.name : undefined;
 }
 
 /** @returns false if no other bitmap was left and the checkpoint is gone */

@@ -1,4 +1,4 @@
-import { hasCode, messageOf } from "../base/errors.js";
+import { hasCode } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { whileFrozen } from "../guest/freeze.js";
 import type { Guest } from "../guest/guest.js";
@@ -19,6 +19,9 @@ import {
 import { parseCheckpoint } from "../libvirt/documents/checkpoint-xml.js";
 import type { BackupServer, ExportedDisk } from "../libvirt/documents/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/job/running-job.js";
+import { errorNumberOf, saidIn } from "../libvirt/libvirt-errors.js";
+import { isNamedIn } from "../libvirt/named-in.js";
+import { NUMBER } from "../libvirt/rpc/errors.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Made } from "./clear-traces.js";
 
@@ -121,8 +124,8 @@ export async function begin(
         known = old;
         continue;
       }
-      const bitmap = brokenBitmap(error, plans);
-      if (bitmap === undefined || broken.has(bitmap)) throw error;
+      const bitmap = brokenBitmap(error, plans, broken);
+      if (bitmap === undefined) throw error;
       broken.set(bitmap, LOST);
       continue;
     }
@@ -169,10 +172,23 @@ async function beginJob(
   await beginning;
 }
 
-/** The bitmap that libvirt found broken, if that is why the job could not begin. */
-function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
+/**
+ * The bitmap that libvirt found broken, if that is why the job could not begin: libvirt 9 says `checkpoint
+ * inconsistent: missing or broken bitmap 'CHECKPOINT' for disk 'DISK'`, in the language of its host.
+ * @param known those that were found before
+ */
+function brokenBitmap(
+  error: unknown,
+  plans: readonly DiskPlan[],
+  known: ReadonlyMap<string, string>,
+): string | undefined {
   if (!hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
-  const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
-  const base = plans.find(({ name }) => name === disk)?.base;
-  return disk && base && bitmapOf(disk, base.checkpoint);
+  if (errorNumberOf(error) !== NUMBER.checkpointInconsistent) return undefined;
+  const said = saidIn(error) ?? "";
+  return plans
+    .flatMap(({ name, base }) => {
+      const isMeant = base && isNamedIn(said, name) && isNamedIn(said, base.checkpoint);
+      return isMeant ? [bitmapOf(name, base.checkpoint)] : [];
+    })
+    .find((bitmap) => !known.has(bitmap));
 }
