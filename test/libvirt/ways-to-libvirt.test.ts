@@ -15,13 +15,13 @@ import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { nbdpull, runNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 
-/** Logs each program that Node starts. */
+/** Logs each program that Node starts, by whatever function of its module, however that was imported. */
 const LOG_PROGRAMS = `
-const child = require("node:child_process");
-const { spawn } = child;
-child.spawn = (file, ...rest) => {
-  require("node:fs").appendFileSync(process.env.PROGRAMS, file + "\\n");
-  return spawn(file, ...rest);
+const { ChildProcess } = require("node:child_process");
+const { spawn } = ChildProcess.prototype;
+ChildProcess.prototype.spawn = function (options) {
+  require("node:fs").appendFileSync(process.env.PROGRAMS, options.file + "\\n");
+  return spawn.call(this, options);
 };
 `;
 
@@ -38,6 +38,19 @@ async function startDaemon(folder: string, ports: { tls: number; tcp: number }):
   const mounts = hidden.map((path) => `mount -t tmpfs none ${path}`).join(" && ");
   const script = `${mounts} && exec libvirtd -l -f "$0/libvirtd.conf" -p "$0/pid"`;
   return await startServer("unshare", ["--mount", "sh", "-c", script, folder], () => listensOn(ports.tls));
+}
+
+/** The list in which an authority says that it has revoked one of its certificates. */
+async function revokedBy(authority: string, role: "client" | "server"): Promise<string> {
+  const file = (name: string): string => join(authority, name);
+  const list = file(`without-${role}.pem`);
+  await writeFile(file("crl.info"), "crl_next_update = 2\ncrl_number = 1\n");
+  await execa("certtool", [
+    ...["--generate-crl", "--load-ca-certificate", file("ca-cert.pem"), "--outfile", list],
+    ...["--load-ca-privkey", file("ca-key.pem"), "--load-certificate", file(`${role}-cert.pem`)],
+    ...["--template", file("crl.info")],
+  ]);
+  return await readFile(list, "utf8");
 }
 
 const POLKITD = "/usr/lib/polkit-1/polkitd";
@@ -111,10 +124,36 @@ await describeWithLibvirt("libvirt", () => {
     await expect(answerOf(named + good)).rejects.toMatchObject(refused);
     expect(await answerOf(`${named}${good}&no_verify=1`)).toEqual(VERSIONS);
 
+    // What its authority has revoked is refused, also where the list is not the first of its file.
+    const [harmless, fatal] = [await revokedBy(path, "client"), await revokedBy(path, "server")];
+    const withList = async (name: string, text: string): Promise<string> => {
+      const uri = await pki(name, path, ...all);
+      await writeFile(join(folder.path, name, "cacrl.pem"), text);
+      return uri;
+    };
+    expect(await answerOf(tls + (await withList("harmless", harmless)))).toEqual(VERSIONS);
+    const revoked = { ...refused, message: expect.stringContaining("revoked") };
+    await expect(answerOf(tls + (await withList("revoked", fatal)))).rejects.toMatchObject(revoked);
+    const strangers = await revokedBy(stranger, "server");
+    const second = await withList("second", strangers + fatal);
+    await expect(answerOf(tls + second)).rejects.toMatchObject(revoked);
+    await expect(answerOf(tls + (await withList("nonsense", "x")))).rejects.toMatchObject(refused);
+    expect(await answerOf(`${tls}${second}&no_verify=1`)).toEqual(VERSIONS);
+    // A user's own list counts, as the user's own certificates do.
+    const home = join(folder.path, "home");
+    const nobody = await idsOfNobody();
+    await mkdir(join(home, ".pki"), { recursive: true });
+    await cp(join(folder.path, "good"), join(home, ".pki", "libvirt"), { recursive: true });
+    await execa("chown", ["-R", `${nobody.uid}:${nobody.gid}`, home]);
+    await chmod(folder.path, 0o755);
+    expect(await as(nobody, { HOME: home }, tls)).toEqual(VERSIONS);
+    await writeFile(join(home, ".pki", "libvirt", "cacrl.pem"), fatal);
+    await expect(as(nobody, { HOME: home }, tls)).rejects.toMatchObject(revoked);
+
     const sasl = `qemu+tcp://localhost:${ports.tcp}/system`;
     await expect(answerOf(sasl)).rejects.toMatchObject({ code: "E_LIBVIRT_SASL" });
-    const nobody = `qemu+tls://localhost:${await freePort()}/system${good}`;
-    await expect(answerOf(nobody)).rejects.toMatchObject({ code: "E_LIBVIRT" });
+    const deserted = `qemu+tls://localhost:${await freePort()}/system${good}`;
+    await expect(answerOf(deserted)).rejects.toMatchObject({ code: "E_LIBVIRT" });
     const shown = await nbdpull("doctor", "--connect", tls + good, "--json");
     expect(shown.json()).toContainEqual(
       expect.objectContaining({ check: "libvirt", cause: expect.stringContaining("localhost") }),

@@ -126,7 +126,7 @@ export async function makeAuthority(
     return file(to);
   };
   await Promise.all([key("ca-key.pem"), key("server-key.pem"), key("client-key.pem")]);
-  const ca = await template("ca.info", "ca", "cert_signing_key");
+  const ca = await template("ca.info", "ca", "cert_signing_key", "crl_signing_key");
   await certtool(
     "--generate-self-signed",
     ...["--load-privkey", file("ca-key.pem"), "--template", ca, "--outfile", file("ca-cert.pem")],
