@@ -11,7 +11,7 @@ import { freePort } from "../../bench/free-ports.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { listensOn, makeAuthority, makeFolder, type RunningServer, startServer } from "../nbd/servers.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { nbdpull, runNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 
@@ -265,13 +265,25 @@ await describeWithLibvirt("libvirt", () => {
     const hook = join(guest.folder, "hook.cjs");
     await writeFile(hook, LOG_PROGRAMS);
     const env = { NODE_OPTIONS: `--require ${hook}`, PROGRAMS: log };
-    expectExit(await runNbdpull(guest.arguments(), { env }), 0);
-    const doctor = ["doctor", guest.lab.domain, "--scratch", guest.scratch];
-    expectExit(await runNbdpull(doctor, { env }), 0);
+    const { domain } = guest.lab;
+    const scratch = ["--scratch", guest.scratch];
+    const commands: string[][] = [
+      ["backup", ...guest.arguments().slice(1)],
+      ["backup", ...guest.arguments().slice(1), "--prove-base", "all"],
+      ["doctor", domain, ...scratch],
+      ["verify", guest.repo, domain, "--live", ...scratch],
+      ["verify", guest.repo],
+      ["repair", guest.repo, domain, "--from-domain", ...scratch],
+      ["points", guest.repo],
+      ["prune", guest.repo, "--keep-last", "1"],
+      ["restore", guest.repo, domain, "--to", join(guest.folder, "there"), `--define=${domain}-new`],
+    ];
+    for (const command of commands) expectExit(await runNbdpull(command, { env }), 0);
+    await virsh("undefine", `${domain}-new`);
     // Another user's QEMU can't make the socket of the lab's own job.
     if (!unprivileged) {
       await using _ = await guest.lab.beginBackup();
-      const attached = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), "--end-job"];
+      const attached = ["attach", domain, "--to", join(guest.folder, "attached"), "--end-job"];
       expectExit(await runNbdpull(attached, { env }), 0);
     }
     const started = new Set((await readFile(log, "utf8")).trim().split("\n"));
