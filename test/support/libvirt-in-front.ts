@@ -62,6 +62,8 @@ export class LibvirtInFront implements Disposable {
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
   #isAway = false;
+  /** The connection over which a job was cancelled last. */
+  #aborting: Socket | undefined;
   /** Gives an answer that is held back. */
   readonly #held: (() => void)[] = [];
 
@@ -167,8 +169,10 @@ export class LibvirtInFront implements Disposable {
     } else if (packet.procedure === DELETE_CHECKPOINT) return trouble.swallowDeletion?.() ?? false;
     else if (logged === undefined) return false;
     else {
-      // A job may be cancelled again while libvirt is too busy to end it.
-      if (logged !== "abort" || this.asked.at(-1) !== "abort") {
+      // A job may be cancelled again while libvirt is too busy to end it: by the same client, and nothing between.
+      const isAgain = logged === "abort" && this.asked.at(-1) === "abort" && this.#aborting === client;
+      if (logged === "abort") this.#aborting = client;
+      if (!isAgain) {
         this.asked.push([logged, ...mountpointsOf(packet)].join(" "));
       }
       if (logged === fail) refuse(said);
