@@ -1,7 +1,7 @@
 import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit, ofCalmLibvirt } from "../support/backup-lab.js";
 import { stopLibvirtd } from "../support/libvirt-daemon.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
@@ -60,7 +60,8 @@ await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy 
   let attached: BackupLab;
   let killed: BackupLab;
   let other: Lab;
-  beforeAll(async () => {
+  // Each try has its own: the first ends the guest of one, and leaves points in the others.
+  beforeEach(async () => {
     const sizes = { vda: 8 * MiB, vdb: MiB };
     [guest, attached, killed, other] = await startAll(
       BackupLab.start({ sizes }),
@@ -71,7 +72,7 @@ await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy 
     for (const { lab } of [guest, attached]) await lab.write("vda", 0, 4 * MiB, 0x11);
     await killed.lab.write("vda", 0, 60 * MiB, 0x11);
   });
-  afterAll(async () => {
+  afterEach(async () => {
     for (const each of [guest, attached, killed, other]) await each?.[Symbol.asyncDispose]();
   });
 

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -21,7 +22,8 @@ const NOTICE_MS = 1500;
  */
 export async function stallEvents(other: Lab): Promise<AsyncDisposable> {
   await other.write("vda", 0, COPIED_MIB * MiB, 0x33);
-  const copy = join(other.folder, "copy.qcow2");
+  // A repeated test finds the copy of the first try.
+  const copy = join(other.folder, `copy-${randomBytes(4).toString("hex")}.qcow2`);
   const slowly = ["--bandwidth", `${MIB_PER_SECOND}`, "--transient-job"];
   const begun = performance.now();
   await virsh("blockcopy", other.domain, "vda", copy, ...slowly);
