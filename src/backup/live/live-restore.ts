@@ -1,41 +1,37 @@
 /**
  * The live room runs a guest on a restore point while its disks are still in the repository.
  *
- * Read this file first: `restoreLive` makes images that are based on the served point (`live-server.ts`),
- * defines and starts the domain, and has QEMU fill the images (`fill-disks.ts`) until they need nobody.
+ * Read this file first: `restoreLive` makes images (`live-files.ts`) that are based on the served point
+ * (`live-server.ts`), defines and starts the domain, and has QEMU fill the images (`fill-disks.ts`) until
+ * they need nobody.
  * `live-state.ts` is the file beside them by which a killed one goes on, and `error-policies.ts` has the
  * guest stop, instead of seeing errors, while the server is away.
  *
  * What the guest writes goes into its own images only. Nothing here changes a point or the old domain.
  */
 
-import { randomUUID } from "node:crypto";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import { type DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { refuseKnownDamage } from "../chain/chain.js";
 import type { Adaptation } from "../definition/fit-to-host.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
-import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { DomainRun } from "../libvirt/domain-run.js";
-import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
+import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import { withRestorable } from "../repository/points-without-damage.js";
-import type { Repository } from "../repository/repository.js";
 import { turnFor } from "../restore/domain-turn.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
-import { RestoredFiles } from "../restore/restored-files.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";
 import type { PointServer } from "../serve/serve.js";
 import { forgetBeside, noteBeside, noteOf } from "./beside-point.js";
 import { BootReads, fetchBoot } from "./boot-reads.js";
 import { decideSwitches } from "./doubtful-switch.js";
-import { stopOnErrors } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
 import { finishLive, settleDisk } from "./finish-live.js";
 import { endLeftCopies } from "./left-copies.js";
-import { openDisplays, refuseUnfillable } from "./live-definition.js";
+import { openDisplays } from "./live-definition.js";
 import {
   definitionOf,
   imageOf,
@@ -47,41 +43,25 @@ import {
   refuseUnfitLive,
   unknown,
 } from "./live-domain.js";
+import { type LiveFilesOptions, makeFiles, planFiles } from "./live-files.js";
 import { lockLive } from "./live-lock.js";
 import { refuseChangeable } from "./live-place.js";
 import { LIVE_SOCKET, serveLive } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
-import { identify, isFilled, proveImages, removeMade } from "./made-files.js";
-import { makeOverlays } from "./overlays.js";
-import { temporaryNameFor, WholeImages } from "./whole-images.js";
+import { isFilled, proveImages, removeMade } from "./made-files.js";
+import { WholeImages } from "./whole-images.js";
 
-export interface LiveRestoreOptions {
-  readonly repository: Repository;
-  /** The name of its folder in the repository. */
-  readonly domain: string;
+export interface LiveRestoreOptions extends LiveFilesOptions {
   /** Says which disks of which point, for a new live restore; one that goes on keeps its own. */
   readonly choose: () => Promise<{ readonly point: Manifest; readonly disks: readonly string[] }>;
   /** Where the images are made: a folder that exists. */
   readonly folder: string;
-  /** The name of the new domain; default: the old name with `-restored` behind it. */
-  readonly name?: string | undefined;
-  readonly keepIdentity: boolean;
-  readonly trusted: boolean;
-  /** Change of the definition what this host has not. */
-  readonly adapt: boolean;
-  readonly libvirt: Libvirt;
   /** Only go on with one that was begun. */
   readonly resume: boolean;
-  /** Start the domain; otherwise wait until somebody does. */
-  readonly start: boolean;
-  /** Take a point that is known to be damaged, and let the guest see errors where it is. */
-  readonly salvage: boolean;
-  readonly force: boolean;
   /** Bytes per second for filling the disks; undefined: no limit. */
   readonly rate: number | undefined;
   /** Where clusters are kept that were read; undefined: only in memory. */
   readonly cache?: DiskCacheOptions | undefined;
-  readonly signal?: AbortSignal | undefined;
   readonly onEvent: (event: LiveEvent) => void;
 }
 
@@ -147,7 +127,7 @@ export async function restoreLive(options: LiveRestoreOptions): Promise<LiveResu
 }
 
 async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: number): Promise<LiveResult> {
-  const { repository, domain, libvirt, signal } = options;
+  const { repository, domain, libvirt } = options;
   const { point, disks } = await options.choose();
   const withOthers = async (error: unknown): Promise<never> => {
     throw await withRestorable(error, repository, domain, disks);
@@ -157,61 +137,14 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     const looks = disks.map((disk) => refuseKnownDamage(repository, domain, point, disk));
     await together(...looks).catch(withOthers);
   }
-  const place = folder.realPath;
-  const wholes = new Map(disks.map((disk) => [disk, join(place, `${disk}.qcow2`)]));
-  const images = disks.map((disk) => withTemporary({ disk, path: join(place, `${disk}.live.qcow2`) }));
-  for (const path of wholes.values()) await refuseTarget(path, options.force);
-  for (const { path } of images) await refuseTarget(path, options.force);
-  const definition = await RestoredDefinition.prepare({
-    ...{ repository, domain, point, libvirt, place: { folder: place }, filesIn: place },
-    disks: new Map([...wholes].map(([disk, path]) => [disk, { kind: "file", path, format: "qcow2" }])),
-    ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
-    ...{ force: options.force, sync: true, adapt: options.adapt, starts: options.start },
-  });
-  refuseUnfillable(definition.xml, disks);
-  const targets = definition.files.map(withTemporary);
-  const xml = withTemporary({ path: definition.xmlPath });
-  const { before } = stopOnErrors(definition.xml, disks, "stop");
-  const state: Omit<LiveState, "format" | "version" | "phase"> = {
-    ...{ repository: repository.id, folder: domain, point: point.id, place, libvirt: await libvirt.uri() },
-    domain: { name: definition.name, uuid: definition.uuid },
-    note: randomUUID(),
-    disks: images.map(({ disk: name, path }) => {
-      const [file, whole] = [basename(path), `${name}.qcow2`];
-      const policies = before.get(name) ?? {};
-      return { name, file, whole: { file: whole, temporary: temporaryNameFor(whole) }, policies };
-    }),
-    temporaries: [...images, ...targets, xml].map(({ temporary }) => basename(temporary)),
-    made: [],
-    xml: basename(definition.xmlPath),
-    adapted: [...definition.adapted],
-    salvage: options.salvage,
-  };
+  const plan = await planFiles(options, folder, { point, disks });
+  const { definition, state } = plan;
   const boot = new BootReads();
   await using server = await serveLive(options, { ...state, boot }).catch(withOthers);
   const fetched = fetchBoot(options, server);
-  const { force } = options;
-  const noteMade = async (finished: readonly Finished[]): Promise<void> => {
-    if (finished.length === 0) return;
-    state.made.push(...(await identify(folder, finished)));
-    await writeLiveState(folder, { ...state, phase: "preparing" });
-  };
   await writeLiveState(folder, { ...state, phase: "preparing" });
   try {
-    // Zeroes that are noted would be copied with what the guest writes.
-    await makeOverlays(server, images, { force, notesZeroes: false, beforeNames: noteMade });
-    await using boot = await RestoredFiles.stage({
-      ...{ repository, domain, point, targets, force, sync: true, signal },
-    });
-    await noteMade(boot.finished);
-    await boot.publish();
-    const definitions = [{ temporary: xml.temporary, final: xml.path }];
-    await folder.create(basename(xml.temporary), definition.xml, { sync: true });
-    await noteMade(definitions);
-    await publish(definitions, { force, sync: true });
-    await noteBeside(options, state, { place, server, hasRun: false });
-    signal?.throwIfAborted();
-    await writeLiveState(folder, { ...state, phase: "ready" });
+    await makeFiles(options, folder, server, plan);
   } catch (error) {
     await undo(options, folder, state);
     throw error;
@@ -219,7 +152,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   const { name } = definition;
   const warnings = [...definition.warnings, ...openDisplays(definition.xml)];
   for (const message of warnings) options.onEvent({ type: "warning", message });
-  await warnOfRoom(options, point, disks, place);
+  await warnOfRoom(options, point, disks, folder.realPath);
   options.onEvent({ type: "networks", name, networks: definition.networks });
   if (state.adapted.length > 0) options.onEvent({ type: "adapted", name, adapted: state.adapted });
   const steady = libvirt.withSignal(undefined);
@@ -389,8 +322,4 @@ async function warnOfRoom(
   if (free >= most) return;
   const message = `${place} has ${free} bytes free, and the disks can grow to ${most} by what is restored and what the guest writes, which takes room twice until the guest is switched over: where there is no room the guest stops, and goes on when there is`;
   onEvent({ type: "warning", message });
-}
-
-function withTemporary<T extends { readonly path: string }>(file: T): T & { readonly temporary: string } {
-  return { ...file, temporary: temporaryPathFor(file.path) };
 }

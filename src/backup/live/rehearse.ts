@@ -127,40 +127,23 @@ async function refuseNetwork({ libvirt, network }: RehearsalOptions): Promise<vo
   throw new PreconditionError("E_REHEARSAL", message, { details: { network } });
 }
 
-async function run(
-  options: RehearsalOptions,
-  {
-    name,
-    folder,
-    place,
-    left,
-  }: {
-    readonly name: string;
-    readonly folder: HeldFolder;
-    readonly place: string;
-    /** Whether libvirt may know its domain. */
-    readonly left: { isDefined: boolean };
-  },
-): Promise<Rehearsal> {
-  const { repository, domain, point, sign, withinMs, libvirt, signal, onDamage, onWarning } = options;
+/** What a rehearsal has for itself. */
+interface Box {
+  readonly name: string;
+  readonly folder: HeldFolder;
+  readonly place: string;
+  /** Whether libvirt may know its domain. */
+  readonly left: { isDefined: boolean };
+}
+
+async function run(options: RehearsalOptions, box: Box): Promise<Rehearsal> {
+  const { repository, domain, point, libvirt, signal, onDamage, onWarning } = options;
+  const { name, folder, place, left } = box;
   const disks = point.disks.map((disk) => {
     const path = join(place, `${disk.name}.qcow2`);
     return { disk: disk.name, path, temporary: temporaryPathFor(path) };
   });
-  const serialLog = sign.kind === "serial" ? join(place, SERIAL_LOG) : undefined;
-  const definition = await RestoredDefinition.prepare({
-    ...{ repository, domain, point, libvirt, name, place: { folder: place }, filesIn: place },
-    disks: new Map(disks.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
-    ...{ trusted: options.trusted, boxed: true, force: false, sync: false },
-    ...{ adapt: options.adapt, starts: true },
-    adjust: (xml) => boxedDefinition(xml, { ...options, serialLog }),
-  });
-  const needsAgent = sign.kind === "agent" || options.command !== undefined;
-  if (needsAgent && !definition.xml.includes("org.qemu.guest_agent.0")) {
-    const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
-    throw new PreconditionError("E_REHEARSAL", message, { details: { domain, point: point.id } });
-  }
-  const { xml, adapted } = definition;
+  const definition = await prepareDefinition(options, box, disks);
   const { qemuUser } = parseHostSecurity(await libvirt.capabilities());
   const reads = new BootReads();
   await using server = await serveToQemu({
@@ -178,7 +161,56 @@ async function run(
   await noteOwner(folder, known.uuid);
   left.isDefined = true;
   // The guest ends before what its disks are based on.
-  await using _ = {
+  await using _ = removedAtEnd(guest, box, onWarning);
+  const began = performance.now();
+  const { adapted } = definition;
+  const outcome = (came: Came, said: string) => outcomeOf(options, came, { began, adapted, said });
+  try {
+    await libvirt.withSignal(undefined).define(name, definition.xml);
+    await guest.start();
+  } catch (error) {
+    // Its QEMU may have died in the first moment.
+    if (!hasCode(error, "E_LIBVIRT_REFUSED") && !hasCode(error, "E_DOMAIN_OFF")) throw error;
+    return outcome({ reason: `it could not be started: ${messageOf(error)}` }, "");
+  }
+  const came = await waitFor(options, { run: guest, domain: known, folder });
+  const said = await saidOn(folder, SERIAL_LOG).catch(() => "");
+  await showPicture(options, guest);
+  const found = outcome(came, said);
+  // A slow store takes none of the guest's time.
+  if (came.hasBooted) await reads.record({ repository, domain, point: point.id, isWhole: true });
+  return found;
+}
+
+/** @throws {PreconditionError} `E_REHEARSAL`: the guest has no agent that could answer */
+async function prepareDefinition(
+  options: RehearsalOptions,
+  { name, place }: Box,
+  disks: readonly { readonly disk: string; readonly path: string }[],
+): Promise<RestoredDefinition> {
+  const { repository, domain, point, sign, libvirt } = options;
+  const serialLog = sign.kind === "serial" ? join(place, SERIAL_LOG) : undefined;
+  const definition = await RestoredDefinition.prepare({
+    ...{ repository, domain, point, libvirt, name, place: { folder: place }, filesIn: place },
+    disks: new Map(disks.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
+    ...{ trusted: options.trusted, boxed: true, force: false, sync: false },
+    ...{ adapt: options.adapt, starts: true },
+    adjust: (xml) => boxedDefinition(xml, { ...options, serialLog }),
+  });
+  const needsAgent = sign.kind === "agent" || options.command !== undefined;
+  if (needsAgent && !definition.xml.includes("org.qemu.guest_agent.0")) {
+    const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
+    throw new PreconditionError("E_REHEARSAL", message, { details: { domain, point: point.id } });
+  }
+  return definition;
+}
+
+function removedAtEnd(
+  guest: DomainRun,
+  { name, left }: Box,
+  onWarning: (message: string) => void,
+): AsyncDisposable {
+  return {
     [Symbol.asyncDispose]: async () => {
       try {
         await removeDomain(guest);
@@ -190,8 +222,42 @@ async function run(
       }
     },
   };
-  const began = performance.now();
-  const outcome = (reason: string | undefined, said: string, ran?: CommandRun): Rehearsal => ({
+}
+
+/** What came of a guest that was to be started. */
+interface Came {
+  /** Why it did not come up; absent if it did. */
+  readonly reason?: string | undefined;
+  readonly ran?: CommandRun | undefined;
+  /** Whether it has shown its sign, whatever a command said then. */
+  readonly hasBooted?: boolean;
+}
+
+async function waitFor(
+  options: RehearsalOptions,
+  guest: {
+    readonly run: DomainRun;
+    readonly domain: { readonly name: string; readonly uuid: string };
+    readonly folder: HeldFolder;
+  },
+): Promise<Came> {
+  const { libvirt, sign, network, withinMs, signal, command } = options;
+  const deadline = performance.now() + withinMs;
+  const reason = await waitForSign({
+    ...{ ...guest, libvirt, sign, network, withinMs, signal, serialLog: SERIAL_LOG },
+  });
+  if (reason !== undefined) return { reason, hasBooted: false };
+  if (command === undefined) return { hasBooted: true };
+  const { run, folder } = guest;
+  return { ...(await runInGuest({ run, command, folder, deadline, signal })), hasBooted: true };
+}
+
+function outcomeOf(
+  { point, sign }: RehearsalOptions,
+  { reason, ran }: Came,
+  { began, adapted, said }: Pick<Rehearsal, "adapted"> & { readonly began: number; readonly said: string },
+): Rehearsal {
+  return {
     ...{ point: point.id, at: new Date().toISOString(), cameUp: reason === undefined, sign: signText(sign) },
     seconds: (performance.now() - began) / 1000,
     ...(reason === undefined ? {} : { reason }),
@@ -201,34 +267,14 @@ async function run(
       .split(/\r?\n/)
       .filter((line) => line.trim() !== "")
       .slice(-LINES_TOLD),
-  });
+  };
+}
+
+async function showPicture({ onPicture, onWarning }: RehearsalOptions, guest: DomainRun): Promise<void> {
+  if (!onPicture) return;
   try {
-    await libvirt.withSignal(undefined).define(name, xml);
-    await guest.start();
+    await onPicture(await guest.screenshot());
   } catch (error) {
-    // Its QEMU may have died in the first moment.
-    if (!hasCode(error, "E_LIBVIRT_REFUSED") && !hasCode(error, "E_DOMAIN_OFF")) throw error;
-    return outcome(`it could not be started: ${messageOf(error)}`, "");
+    onWarning(`there is no picture of its screen: ${messageOf(error)}`);
   }
-  const deadline = performance.now() + withinMs;
-  const watched = { libvirt, run: guest, domain: known, folder, serialLog: SERIAL_LOG, sign };
-  let reason = await waitForSign({ ...watched, network: options.network, withinMs, signal });
-  let ran: CommandRun | undefined;
-  const hasBooted = reason === undefined;
-  if (hasBooted && options.command !== undefined) {
-    const came = await runInGuest({ run: guest, command: options.command, folder, deadline, signal });
-    ({ ran, reason } = came);
-  }
-  const said = await saidOn(folder, SERIAL_LOG).catch(() => "");
-  if (options.onPicture) {
-    try {
-      await options.onPicture(await guest.screenshot());
-    } catch (error) {
-      onWarning(`there is no picture of its screen: ${messageOf(error)}`);
-    }
-  }
-  const found = outcome(reason, said, ran);
-  // A slow store takes none of the guest's time.
-  if (hasBooted) await reads.record({ repository, domain, point: point.id, isWhole: true });
-  return found;
 }
