@@ -56,7 +56,7 @@ interface StatusRange {
   /** Longest range of one request, a multiple of `alignment`. */
   readonly maxRequest: number;
   readonly contexts: readonly string[];
-  readonly limits: MapLimits;
+  readonly mapLimits: MapLimits;
   readonly clock: MapClock;
 }
 
@@ -100,7 +100,7 @@ async function* walk(range: StatusRange, ask: AskFor): AsyncGenerator<StatusBatc
     const reply = await range.clock.wait(head.reply, position);
     for (const cursor of cursors) {
       cursor.take(head.offset, head.end, reply);
-      checkExtentCount(cursor.extents, range.limits, cursor.name, cursor.end);
+      checkExtentCount(cursor.extents, range.mapLimits, cursor.name, cursor.end);
     }
     const upTo = Math.min(...cursors.map((cursor) => cursor.end));
     lookahead.learn(reply, head, position, upTo);

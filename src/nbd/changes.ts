@@ -3,7 +3,7 @@
  */
 
 import { ConnectionError } from "./errors.js";
-import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { type BlockLimits, blockLimitsOf, type ExportInfo } from "./export-info.js";
 import { FlushDoubts } from "./flush-doubts.js";
 import type { Pool } from "./pool.js";
 import { inPieces } from "./range.js";
@@ -29,19 +29,32 @@ export interface ZeroOptions extends WriteOptions {
   readonly fastZero?: boolean;
 }
 
+/** A command whose reply has no content, for a stretch of any length. */
+interface Effect {
+  readonly command: number;
+  readonly flags: number;
+  /** In bytes. */
+  readonly offset: number;
+  readonly length: number;
+  /** Most bytes of one request. */
+  readonly step: number;
+  /** Of a write, as long as the stretch. */
+  readonly data?: Uint8Array;
+}
+
 /** Largest payload of one write, in bytes: small enough to avoid time-outs on a slow link. */
 const WRITE_PIECE = 1024 * 1024;
 
 export class Changes {
   readonly #export: ExportInfo;
   readonly #pool: Pool;
-  readonly #limits: Limits;
+  readonly #blockLimits: BlockLimits;
   readonly #doubts: FlushDoubts;
 
   constructor(pool: Pool) {
     this.#export = pool.export;
     this.#pool = pool;
-    this.#limits = limitsOf(pool.export);
+    this.#blockLimits = blockLimitsOf(pool.export);
     this.#doubts = new FlushDoubts(pool);
   }
 
@@ -53,8 +66,8 @@ export class Changes {
   async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
     const payload = this.#export.protocol === "extended" ? COMMAND_FLAG.PAYLOAD_LEN : 0;
     const flags = this.#fua(COMMAND.WRITE, options) | payload;
-    const step = Math.min(Math.max(WRITE_PIECE, this.#limits.alignment), this.#limits.maxPayload);
-    return this.#change(COMMAND.WRITE, flags, offset, data.length, step, options, data);
+    const step = Math.min(Math.max(WRITE_PIECE, this.#blockLimits.alignment), this.#blockLimits.maxPayload);
+    return this.#change({ command: COMMAND.WRITE, flags, offset, length: data.length, step, data }, options);
   }
 
   /** Makes the stretch read as zeroes. @throws as {@link write} does */
@@ -71,7 +84,7 @@ export class Changes {
       );
       flags |= COMMAND_FLAG.FAST_ZERO;
     }
-    return this.#change(command, flags, offset, length, this.#limits.maxEffect, options);
+    return this.#change({ command, flags, offset, length, step: this.#blockLimits.maxEffect }, options);
   }
 
   /**
@@ -81,18 +94,20 @@ export class Changes {
   async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
     this.#require(this.#export.canTrim, COMMAND.TRIM, "the export doesn't offer it");
     const flags = this.#fua(COMMAND.TRIM, options);
-    return this.#change(COMMAND.TRIM, flags, offset, length, this.#limits.maxEffect, options);
+    const step = this.#blockLimits.maxEffect;
+    return this.#change({ command: COMMAND.TRIM, flags, offset, length, step }, options);
   }
 
   /** Announces that the stretch will be read soon, in whole blocks. @throws as {@link write} does */
   async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
     this.#require(this.#export.canCache, COMMAND.CACHE, "the export doesn't offer it");
-    checkRange(this.#limits, COMMAND.CACHE, offset, length);
+    checkRange(this.#blockLimits, COMMAND.CACHE, offset, length);
     if (length === 0) return;
-    const { alignment, maxPayload, size } = this.#limits;
+    const { alignment, maxPayload, size } = this.#blockLimits;
     const start = offset - (offset % alignment);
     const end = Math.min(Math.ceil((offset + length) / alignment) * alignment, size);
-    return this.#effect(COMMAND.CACHE, 0, start, end - start, maxPayload, { ...options, idempotent: true });
+    const effect = { command: COMMAND.CACHE, flags: 0, offset: start, length: end - start, step: maxPayload };
+    return this.#effect(effect, { ...options, idempotent: true });
   }
 
   /**
@@ -125,40 +140,27 @@ export class Changes {
   }
 
   /** A command that changes the export. */
-  async #change(
-    command: number,
-    flags: number,
-    offset: number,
-    length: number,
-    step: number,
-    options: WriteOptions,
-    data?: Uint8Array,
-  ): Promise<void> {
+  async #change(effect: Effect, options: WriteOptions): Promise<void> {
     if (this.#export.readOnly) {
+      const { command, offset, length } = effect;
       throw refused("NBD_READ_ONLY", command, offset, length, "the export is read-only");
     }
     const { losses } = this.#pool;
-    await this.#effect(command, flags, offset, length, step, options, data);
+    await this.#effect(effect, options);
     this.#doubts.written(losses, options.fua === true);
   }
 
   /** Sends a command whose reply has no content, split into as many requests as needed. */
   async #effect(
-    command: number,
-    flags: number,
-    offset: number,
-    length: number,
-    step: number,
-    options: WriteOptions,
-    data?: Uint8Array,
+    { command, flags, offset, length, step, data }: Effect,
+    { signal, idempotent = false }: WriteOptions,
   ): Promise<void> {
-    checkRange(this.#limits, command, offset, length);
-    const { alignment, size } = this.#limits;
+    checkRange(this.#blockLimits, command, offset, length);
+    const { alignment, size } = this.#blockLimits;
     const end = offset + length;
     if (offset % alignment !== 0 || (end % alignment !== 0 && end !== size)) {
       throw refused("NBD_UNALIGNED", command, offset, length, `${alignment} bytes is the smallest unit`);
     }
-    const { signal, idempotent = false } = options;
     await inPieces(offset, length, step - (step % alignment), (at, count) => {
       const inquiry = { command, flags, offset: at, length: count };
       const payload = data?.subarray(at - offset, at - offset + count);

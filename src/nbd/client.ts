@@ -3,7 +3,7 @@
 import { blockStatus, type StatusBatch } from "./block-status.js";
 import { Changes, type RequestOptions, type WriteOptions, type ZeroOptions } from "./changes.js";
 import type { PieceSink, Stretch } from "./exchange.js";
-import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { type BlockLimits, blockLimitsOf, type ExportInfo } from "./export-info.js";
 import { MapClock } from "./map-limits.js";
 import { PieceReads } from "./piece-reads.js";
 import { Pool } from "./pool.js";
@@ -25,14 +25,14 @@ export interface StatusOptions extends RequestOptions {
 export class NbdClient implements AsyncDisposable {
   readonly export: ExportInfo;
   readonly #pool: Pool;
-  readonly #limits: Limits;
+  readonly #blockLimits: BlockLimits;
   readonly #changes: Changes;
   readonly #pieceReads: PieceReads;
 
   private constructor(pool: Pool) {
     this.export = pool.export;
     this.#pool = pool;
-    this.#limits = limitsOf(pool.export);
+    this.#blockLimits = blockLimitsOf(pool.export);
     this.#changes = new Changes(pool);
     this.#pieceReads = new PieceReads(pool);
   }
@@ -79,11 +79,11 @@ export class NbdClient implements AsyncDisposable {
    */
   async read(offset: number, target: Uint8Array, options: RequestOptions = {}): Promise<void> {
     const { length } = target;
-    checkRange(this.#limits, COMMAND.READ, offset, length);
+    checkRange(this.#blockLimits, COMMAND.READ, offset, length);
     if (length === 0) return;
     const { signal } = options;
-    if (fitsOneRequest(this.#limits, offset, length)) return this.#readPiece(offset, target, signal);
-    return readRange(this.#limits, offset, target, (at, piece) => this.#readPiece(at, piece, signal));
+    if (fitsOneRequest(this.#blockLimits, offset, length)) return this.#readPiece(offset, target, signal);
+    return readRange(this.#blockLimits, offset, target, (at, piece) => this.#readPiece(at, piece, signal));
   }
 
   /**
@@ -102,7 +102,7 @@ export class NbdClient implements AsyncDisposable {
     sink: PieceSink,
     options: RequestOptions = {},
   ): Promise<void> {
-    for (const { offset, length } of stretches) checkRange(this.#limits, COMMAND.READ, offset, length);
+    for (const { offset, length } of stretches) checkRange(this.#blockLimits, COMMAND.READ, offset, length);
     await this.#pieceReads.read(stretches, sink, options.signal);
   }
 
@@ -114,17 +114,17 @@ export class NbdClient implements AsyncDisposable {
    * @throws {ConnectionError} @throws {ProtocolError}
    */
   async *blockStatus(options: StatusOptions = {}): AsyncGenerator<StatusBatch, void, void> {
-    const { size, alignment, maxStatus } = this.#limits;
+    const { size, alignment, maxStatus } = this.#blockLimits;
     const { offset = 0, onlyFirst = false, signal } = options;
     const length = options.length ?? size - offset;
-    checkRange(this.#limits, COMMAND.BLOCK_STATUS, offset, length);
+    checkRange(this.#blockLimits, COMMAND.BLOCK_STATUS, offset, length);
     const { contexts } = this.export;
     if (contexts.length === 0) {
       throw refused("NBD_NOT_OFFERED", COMMAND.BLOCK_STATUS, offset, length, "no meta context was agreed on");
     }
-    const limits = this.#pool.mapLimits;
-    const clock = new MapClock(limits, () => this.#pool.isBusyWithData);
-    const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts, limits, clock };
+    const { mapLimits } = this.#pool;
+    const clock = new MapClock(mapLimits, () => this.#pool.isBusyWithData);
+    const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts, mapLimits, clock };
     yield* blockStatus(
       range,
       (at, count, over) =>
@@ -211,8 +211,8 @@ export class NbdClient implements AsyncDisposable {
       const piece = target.subarray(at - offset, at - offset + length);
       return pool.run((connection) => connection.read(at, piece, signal), { repeatable: false, signal });
     };
-    return readWhole(this.#limits, offset, target.length, (at, length) =>
-      readAgainIfLost(this.#limits, { offset: at, length }, once, (error, spent) =>
+    return readWhole(this.#blockLimits, offset, target.length, (at, length) =>
+      readAgainIfLost(this.#blockLimits, { offset: at, length }, once, (error, spent) =>
         pool.mayRepeat(error, spent),
       ),
     );

@@ -67,13 +67,13 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #whenIdle: (() => void)[] = [];
 
   /** @param rest bytes that arrived after the last reply of the negotiation */
-  constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, limits: TimeLimits) {
+  constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, timeLimits: TimeLimits) {
     this.export = exportInfo(negotiated);
     this.#batch = new RequestBatch(negotiated.protocol, WINDOW);
     this.#transport = transport;
     this.#contexts = negotiated.contexts;
     this.#lateChunks = new LateChunks(negotiated.contexts.size);
-    this.#watchdog = new Watchdog(limits, this, (error) => this.destroy(error));
+    this.#watchdog = new Watchdog(timeLimits, this, (error) => this.destroy(error));
     this.#parser = new ReplyParser(negotiated.protocol, this);
     transport.receiver = this;
     transport.replay(rest);

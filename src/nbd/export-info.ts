@@ -65,7 +65,7 @@ export function exportInfo(negotiated: Negotiated): ExportInfo {
 }
 
 /** Limits that every request to an export respects, in bytes. */
-export interface Limits {
+export interface BlockLimits {
   readonly size: number;
   /** Offsets and lengths are multiples of this, except at the end of the export. */
   readonly alignment: number;
@@ -87,7 +87,7 @@ const MAX_COMPACT = 2 ** 32 - MAX_ALIGNMENT;
 const MAX_EXTENDED = 2 ** 53 - MAX_ALIGNMENT;
 const MAX_EXTENDED_STATUS = 2 ** 36;
 
-export function limitsOf(info: ExportInfo): Limits {
+export function blockLimitsOf(info: ExportInfo): BlockLimits {
   const alignment = info.blockSize?.minimum ?? DEFAULT_ALIGNMENT;
   const maximum = Math.min(info.blockSize?.maximum ?? DEFAULT_MAX_PAYLOAD, DEFAULT_MAX_PAYLOAD);
   const isExtended = info.protocol === "extended";

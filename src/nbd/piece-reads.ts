@@ -3,7 +3,7 @@
 import { aborted, onAbort } from "./abort.js";
 import type { Connection } from "./connection.js";
 import type { PieceSink, Settlement, Stretch } from "./exchange.js";
-import { type Limits, limitsOf } from "./export-info.js";
+import { type BlockLimits, blockLimitsOf } from "./export-info.js";
 import { GuardedSink } from "./guarded-sink.js";
 import type { Pool } from "./pool.js";
 import {
@@ -26,11 +26,11 @@ interface Known {
 
 export class PieceReads {
   readonly #pool: Pool;
-  readonly #limits: Limits;
+  readonly #blockLimits: BlockLimits;
 
   constructor(pool: Pool) {
     this.#pool = pool;
-    this.#limits = limitsOf(pool.export);
+    this.#blockLimits = blockLimitsOf(pool.export);
   }
 
   /** See `NbdClient.readPieces`; all stretches are inside the export. */
@@ -79,7 +79,7 @@ export class PieceReads {
       return;
     }
     const connection = this.#pool.idlest;
-    if (connection !== undefined && fitsOneRequest(this.#limits, stretch.offset, stretch.length)) {
+    if (connection !== undefined && fitsOneRequest(this.#blockLimits, stretch.offset, stretch.length)) {
       connection.readPieces(stretch, sink, settlement);
     } else this.#readWithCare(stretch, sink, signal, settlement);
   }
@@ -119,7 +119,7 @@ export class PieceReads {
     signal: AbortSignal | undefined,
     known: Known,
   ): Promise<void> {
-    const limits = this.#limits;
+    const limits = this.#blockLimits;
     const mayRepeat = (error: unknown, spent: number): boolean => this.#pool.mayRepeat(error, spent);
     const readUnfragmented = known.tooLarge === true ? readInSmallPieces : readWhole;
     await readRangePieces(limits, offset, length, sink, (from, count, into) => {

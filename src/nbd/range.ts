@@ -10,9 +10,9 @@
 
 import { RequestError } from "./errors.js";
 import type { RevocableSink, Stretch } from "./exchange.js";
-import type { Limits } from "./export-info.js";
+import type { BlockLimits } from "./export-info.js";
 
-/** Reads one stretch by one request. */
+/** Reads one stretch by one request, into memory of the caller's. */
 type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
 
 /** Pieces of one stretch that are in progress at a time: enough to keep two connections busy. */
@@ -21,7 +21,7 @@ const MAX_UNDER_WAY = 32;
 const SAFE_UNFRAGMENTED = 64 * 1024;
 
 /** Whether one request can read the stretch straight into the target. */
-export function fitsOneRequest(limits: Limits, offset: number, length: number): boolean {
+export function fitsOneRequest(limits: BlockLimits, offset: number, length: number): boolean {
   const end = offset + length;
   return (
     length <= limits.maxPayload &&
@@ -35,7 +35,7 @@ export function fitsOneRequest(limits: Limits, offset: number, length: number): 
  * failure.
  */
 export async function readRange(
-  limits: Limits,
+  limits: BlockLimits,
   offset: number,
   target: Uint8Array,
   readPiece: ReadPiece,
@@ -74,7 +74,7 @@ interface Bounce {
   readonly buffer: Uint8Array;
 }
 
-function makeBounce(offset: number, limits: Limits): Bounce {
+function makeBounce(offset: number, limits: BlockLimits): Bounce {
   return { offset, buffer: new Uint8Array(Math.min(limits.alignment, limits.size - offset)) };
 }
 
@@ -83,7 +83,7 @@ function makeBounce(offset: number, limits: Limits): Bounce {
  * out.
  */
 export async function readRangePieces(
-  limits: Limits,
+  limits: BlockLimits,
   offset: number,
   length: number,
   sink: RevocableSink,
@@ -126,12 +126,12 @@ class Clipped implements RevocableSink {
   }
 }
 
-/** Reads one stretch by one request. */
+/** Reads one stretch by one request; whoever made it knows where the bytes go. */
 type ReadStretch = (offset: number, length: number) => Promise<void>;
 
 /** Reads by one request, or by several small ones if the server can't return that much unfragmented. */
 export async function readWhole(
-  limits: Limits,
+  limits: BlockLimits,
   offset: number,
   length: number,
   read: ReadStretch,
@@ -146,7 +146,7 @@ export async function readWhole(
 
 /** Reads by requests that are small enough for every server to answer unfragmented. */
 export function readInSmallPieces(
-  limits: Limits,
+  limits: BlockLimits,
   offset: number,
   length: number,
   read: ReadStretch,
@@ -164,7 +164,7 @@ const PARTS_OF_REPEAT = 4;
  * @param mayRepeat whether the failure is a loss, and another attempt may be made after so many repetitions
  */
 export async function readAgainIfLost(
-  limits: Limits,
+  limits: BlockLimits,
   { offset, length }: Stretch,
   read: ReadStretch,
   mayRepeat: (error: unknown, spent: number) => boolean,
@@ -180,7 +180,7 @@ export async function readAgainIfLost(
 
 /** Reads what a lost connection has left unanswered; see {@link readAgainIfLost}. */
 export function repeatRead(
-  limits: Limits,
+  limits: BlockLimits,
   { offset, length }: Stretch,
   read: ReadStretch,
   mayRepeat: (error: unknown, spent: number) => boolean,
@@ -193,7 +193,7 @@ export function repeatRead(
   );
 }
 
-function smallPiece(limits: Limits): number {
+function smallPiece(limits: BlockLimits): number {
   return Math.max(limits.alignment, SAFE_UNFRAGMENTED);
 }
 

@@ -1,7 +1,7 @@
 /** Errors for requests that are refused before anything is sent. */
 
 import { RequestError, type RequestErrorCode } from "./errors.js";
-import type { Limits } from "./export-info.js";
+import type { BlockLimits } from "./export-info.js";
 import { commandName } from "./wire/requests.js";
 
 export function refused(
@@ -23,7 +23,7 @@ export function refused(
 }
 
 /** @throws {RequestError} NBD_OUT_OF_RANGE */
-export function checkRange({ size }: Limits, command: number, offset: number, length: number): void {
+export function checkRange({ size }: BlockLimits, command: number, offset: number, length: number): void {
   const isSane = Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0;
   if (isSane && offset + length <= size) return;
   throw refused("NBD_OUT_OF_RANGE", command, offset, length, `the export has ${size} bytes`);

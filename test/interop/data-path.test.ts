@@ -205,7 +205,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
           complete: async () => {},
         },
         window: pace,
-        limits: { readThrough: 0, mostRead: MiB / 2 },
+        requestSizes: { readThrough: 0, mostRead: MiB / 2 },
       });
       return { before, after: pace.lanes, most };
     }

@@ -40,8 +40,8 @@ function range(truth: Truth, offset: number, length: number, alignment: number, 
 }
 
 function generous() {
-  const limits = { mapTimeoutMs: 60_000, maxExtents: 1_000_000 };
-  return { limits, clock: new MapClock(limits, () => false) };
+  const mapLimits = { mapTimeoutMs: 60_000, maxExtents: 1_000_000 };
+  return { mapLimits, clock: new MapClock(mapLimits, () => false) };
 }
 
 /**

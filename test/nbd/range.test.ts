@@ -1,12 +1,12 @@
 import { setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import type { Limits } from "../../src/nbd/export-info.js";
+import type { BlockLimits } from "../../src/nbd/export-info.js";
 import { RequestError } from "../../src/nbd/index.js";
 import { fitsOneRequest, inPieces, readRange, readWhole } from "../../src/nbd/range.js";
 import { pattern } from "./servers.js";
 
-function limits(alignment: number, maxPayload: number, size: number): Limits {
+function limits(alignment: number, maxPayload: number, size: number): BlockLimits {
   return { alignment, maxPayload, size, maxEffect: 2 ** 32 - 65_536, maxStatus: 2 ** 32 - 65_536 };
 }
 

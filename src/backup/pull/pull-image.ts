@@ -149,7 +149,8 @@ export async function copyImage(source: DiskSource, options: CopyImageOptions): 
   }
 }
 
-/** An export as a source.
+/**
+ * An export as a source.
  * @param parentSize with `bitmap`: the disk's size in bytes at the parent point
  */
 export function exportSource(
@@ -220,7 +221,7 @@ async function copyWithClusters(
       totals,
     ),
     window: requestWindow,
-    limits: requestSizes,
+    requestSizes,
     rateLimit: options.rateLimit,
     widen: (connections) => source.widen(connections),
     signal,

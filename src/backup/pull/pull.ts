@@ -26,7 +26,7 @@ import type { PieceSink } from "../../nbd/index.js";
 import type { ByteSource } from "../export/open-export.js";
 import { type LaneOptions, type Recorder, runLanes } from "./lanes.js";
 import type { RateLimit } from "./rate-limit.js";
-import { type ReadRange, type RequestLimits, requestsOf, type Segment } from "./segment.js";
+import { type ReadRange, type RequestBounds, requestsOf, type Segment } from "./segment.js";
 import type { RequestWindow } from "./window.js";
 
 /** Where the bytes of one segment go. `T` is the outcome of the segment. */
@@ -49,7 +49,7 @@ export interface PullOptions<T> extends Pick<LaneOptions<T>, "segments" | "signa
   readonly source: ByteSource;
   readonly into: Destination<T>;
   readonly window: RequestWindow;
-  readonly limits: RequestLimits;
+  readonly requestSizes: RequestBounds;
   readonly rateLimit?: RateLimit | undefined;
   /**
    * Called with the number of connections that there should be, before each segment but the first: a disk of
@@ -74,7 +74,7 @@ export async function pull<T>({
   source,
   into,
   window,
-  limits,
+  requestSizes,
   rateLimit,
   widen,
   ...lanes
@@ -87,7 +87,7 @@ export async function pull<T>({
     lanes: () => window.lanes,
     store: async (segment, signal) => {
       const landing = await into.landing(segment, signal);
-      const { readThrough, mostRead } = limits;
+      const { readThrough, mostRead } = requestSizes;
       const requests = requestsOf(landing.ranges, { readThrough, mostRead: segment.mostRead ?? mostRead });
       const readBytes = requests.reduce((sum, { length }) => sum + length, 0);
       await rateLimit?.take(readBytes, signal);

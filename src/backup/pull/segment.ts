@@ -115,7 +115,7 @@ export function rangeAt(ranges: readonly ReadRange[], offset: number, hint: numb
 }
 
 /** How ranges become requests. Sizes in bytes. */
-export interface RequestLimits {
+export interface RequestBounds {
   /** The largest gap between two ranges that one request reads too; 0 if clean bytes can't be read. */
   readonly readThrough: number;
   /** Most bytes of one request. */
@@ -131,7 +131,7 @@ export interface RequestLimits {
  */
 export function requestsOf(
   ranges: readonly ReadRange[],
-  { readThrough, mostRead }: RequestLimits,
+  { readThrough, mostRead }: RequestBounds,
 ): Stretch[] {
   const requests: { offset: number; length: number }[] = [];
   let last: { offset: number; length: number } | undefined;

@@ -1,5 +1,5 @@
 import { CONNECTIONS } from "../export/open-export.js";
-import type { RequestLimits } from "./segment.js";
+import type { RequestBounds } from "./segment.js";
 
 /**
  * Limits on what is in flight. The program chooses those that are undefined and adapts them to the server.
@@ -155,7 +155,7 @@ interface RequestSizeOptions {
  * enough. When it is answered, requests grow to {@link most}. They never grow if the caller chose their size
  * or the bytes in flight.
  */
-export class RequestSizes implements RequestLimits {
+export class RequestSizes implements RequestBounds {
   readonly readThrough: number;
   /** The size that requests may grow to. */
   readonly most: number;

@@ -93,7 +93,7 @@ export class RestoreSource implements AsyncDisposable {
       source: this.#source,
       segments: plan(this.#source.extents(), { geometry, segmentBytes }),
       window: new RequestWindow(window, segmentBytes),
-      limits: { readThrough: 0, mostRead: segmentBytes },
+      requestSizes: { readThrough: 0, mostRead: segmentBytes },
       rateLimit,
       signal,
       onSegment: ({ readBytes, segment }) => {

@@ -72,7 +72,7 @@ export async function pullStream(options: PullStreamOptions): Promise<PullStream
       into,
       segments: plan(extents, { geometry, segmentBytes }, totals),
       window: requestWindow,
-      limits: { readThrough: source.readThrough, mostRead: segmentBytes },
+      requestSizes: { readThrough: source.readThrough, mostRead: segmentBytes },
       rateLimit,
       widen: (connections) => source.widen(connections),
       signal,

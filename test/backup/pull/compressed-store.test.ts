@@ -69,7 +69,7 @@ describe("a compressed image with very few buffers", () => {
       },
       files,
     );
-    await pull({ into: store, source: moody(), segments: segments(), window: pace(), limits: reading });
+    await pull({ into: store, source: moody(), segments: segments(), window: pace(), requestSizes: reading });
     const { storedBytes, digestsSha256 } = await store.finish({ sync: false });
     await files.close();
     files.keep();
@@ -90,7 +90,7 @@ describe("a compressed image with very few buffers", () => {
     const source = moody((offset) => {
       if (offset === bad * CLUSTER) throw new Error("no such bytes");
     });
-    const filled = pull({ into: store, source, segments: segments(), window: pace(), limits: reading });
+    const filled = pull({ into: store, source, segments: segments(), window: pace(), requestSizes: reading });
     await expect(filled).rejects.toThrow("no such bytes");
   });
 
@@ -110,7 +110,7 @@ describe("a compressed image with very few buffers", () => {
       source,
       segments: segments(),
       window: pace(),
-      limits: reading,
+      requestSizes: reading,
       signal,
     });
     setTimeout(() => stop.abort(new Error("enough")), 30);

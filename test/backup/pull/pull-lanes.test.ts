@@ -33,7 +33,7 @@ describe("the lanes of a pull", () => {
     }
   }
   const random = { readPieces: () => new Promise<void>((resolve) => setTimeout(resolve, Math.random() * 4)) };
-  const limits = { readThrough: 0, mostRead: CLUSTER };
+  const requestSizes = { readThrough: 0, mostRead: CLUSTER };
   const requestWindow = () => new RequestWindow({ inFlight: 4 * CLUSTER }, CLUSTER);
 
   it("record the outcomes of the segments in guest order", async () => {
@@ -43,7 +43,7 @@ describe("the lanes of a pull", () => {
       segments: segments(),
       into: notes,
       window: requestWindow(),
-      limits,
+      requestSizes,
     });
     expect(notes.noted).toEqual(Array.from({ length: 32 }, (_, at) => at));
     expect(notes.isComplete).toBe(true);
@@ -70,7 +70,7 @@ describe("the lanes of a pull", () => {
       segments: planned,
       into: list,
       window: requestWindow(),
-      limits,
+      requestSizes,
       onSegment: ({ segment }) => told.push(segment.mostRead !== undefined),
     });
     expect(asked).toEqual([8, ...Array.from({ length: 24 }, () => 1)]);
@@ -94,7 +94,7 @@ describe("the lanes of a pull", () => {
       segments: segments(),
       into: notes,
       window: requestWindow(),
-      limits,
+      requestSizes,
     });
     await expect(pulling).rejects.toThrow("ninth");
     expect([open, notes.isComplete, notes.noted.length < 10]).toEqual([0, false, true]);
@@ -110,7 +110,7 @@ describe("the lanes of a pull", () => {
       segments: segments(),
       into: notes,
       window: requestWindow(),
-      limits,
+      requestSizes,
     });
     await expect(pulling).rejects.toThrow("no room");
     expect(notes.isComplete).toBe(false);
@@ -136,7 +136,7 @@ describe("the lanes of a pull", () => {
       segments: broken(),
       into: new List(),
       window: requestWindow(),
-      limits,
+      requestSizes,
     });
     await expect(pulling).rejects.toThrow("no map");
     expect(read).toBe(6);

@@ -57,7 +57,7 @@ async function pullTo(
     into,
     segments: plan(extents(), { geometry, segmentBytes }),
     window: new RequestWindow({ inFlight: 8 * segmentBytes }, segmentBytes),
-    limits: { readThrough: 0, mostRead: segmentBytes },
+    requestSizes: { readThrough: 0, mostRead: segmentBytes },
     signal,
   });
   expect(into.writtenBytes).toBe(geometry.virtualSize);
