@@ -8,6 +8,9 @@ import { type Manifest, parseManifest } from "./manifest.js";
 import { manifestTextOf } from "./manifest-text.js";
 
 export const MANIFEST = "point.json";
+/** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
+const READS_AT_ONCE = 4;
+const READS_OF_STORE = 16;
 
 /**
  * Reads the manifest of a point.
@@ -40,10 +43,34 @@ export async function readManifest(
 }
 
 /**
+ * Reads the manifests of points, in their order, without those that are damaged.
+ * @param folder of the domain
+ * @param options.onGone throws what is to be told of a point whose folder is gone
+ */
+export async function readManifests(
+  folder: StoredFolder,
+  ids: readonly string[],
+  options: {
+    readonly domain: string;
+    readonly isInStore: boolean;
+    readonly onGone: (id: string) => never;
+    readonly onDamage: (error: DamageError) => void;
+  },
+): Promise<Manifest[]> {
+  const read = async (id: string): Promise<Manifest> => {
+    await using point = await folder.folder(id);
+    if (!point) return options.onGone(id);
+    return await readManifest(point, id, MANIFEST, { domain: options.domain });
+  };
+  const atOnce = options.isInStore ? READS_OF_STORE : READS_AT_ONCE;
+  return await allButDamaged(ids, atOnce, { read, onDamage: options.onDamage });
+}
+
+/**
  * What `read` gives for each of `ids`, in their order, without those that are damaged.
  * @param atOnce how many are read side by side
  */
-export async function allButDamaged<T>(
+async function allButDamaged<T>(
   ids: readonly string[],
   atOnce: number,
   options: { readonly read: (id: string) => Promise<T>; readonly onDamage: (error: DamageError) => void },

@@ -9,29 +9,29 @@
  * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, find-folders.ts
  * those that may have points, point-owners.ts whose the points of a folder are, mend-clock.ts mends times of
  * points, points-without-damage.ts what can be restored in spite of damage, kept-files.ts checks a domain's
- * files. marker.ts marks a repository, and init-folder.ts and init-store.ts make one; write-in-folder.ts and
- * write-in-store.ts make their caller the only writer. This room knows nothing of libvirt or NBD: it never
- * starts a job and never opens a connection.
+ * files. marker.ts marks a repository, find-repository.ts finds it, and init-folder.ts and init-store.ts make
+ * one; write-in-folder.ts and write-in-store.ts make their caller the only writer. This room knows nothing of
+ * libvirt or NBD: it never starts a job and never opens a connection.
  */
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { DamageError, hasCode } from "../base/errors.js";
-import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
-import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
+import { isSamePlace, namesStore } from "../storage/open-store.js";
 import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { KeptVersion, StoredLeftovers, StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
 import { findFolders } from "./find-folders.js";
+import { findRepository } from "./find-repository.js";
 import { folderNameOf, LOST_AND_FOUND } from "./folder-name.js";
 import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { abilitiesIn, noRepository, readMarker, requireMarker } from "./marker.js";
+import { abilitiesIn, noRepository, requireMarker } from "./marker.js";
 import {
   type BegunPoint,
   isPoint,
@@ -41,16 +41,12 @@ import {
   pointIdsIn,
   pointNamesIn,
 } from "./pending-point.js";
-import { allButDamaged, MANIFEST, readManifest } from "./read-manifest.js";
+import { MANIFEST, readManifest, readManifests } from "./read-manifest.js";
 import { type Reading, readingInStore, readingUnlessPublishing } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
 import { writeInFolder } from "./write-in-folder.js";
 import { leftInStore, makePointInStore, writeInStore } from "./write-in-store.js";
-
-/** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
-const READS_AT_ONCE = 4;
-const READS_OF_STORE = 16;
 
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
@@ -101,23 +97,8 @@ export class Repository {
    * @throws for an object store as `openStore`
    */
   static async openIfThere(path: string, options: RepositoryOptions = {}): Promise<Repository | undefined> {
-    if (namesStore(path)) {
-      const store = await openStore(path, options);
-      let id: string | undefined;
-      try {
-        id = await readMarker(store);
-        return id === undefined ? undefined : new Repository(path, id, options, store);
-      } finally {
-        if (id === undefined) await store.close();
-      }
-    }
-    const folder = await HeldFolder.open(path).catch((cause: unknown) => {
-      if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
-      throw cause;
-    });
-    await using _ = folder;
-    const id = folder && (await readMarker(folder));
-    return id === undefined ? undefined : new Repository(path, id, options);
+    const found = await findRepository(path, options);
+    return found && new Repository(path, found.id, options, found.store);
   }
 
   /**
@@ -189,13 +170,10 @@ export class Repository {
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
     await using folder = await this.openDomain(domain);
     if (!folder) return [];
-    const read = async (id: string): Promise<Manifest> => {
-      await using point = await folder.folder(id);
-      if (!point) return this.#noPoint(domain, id);
-      return await readManifest(point, id, MANIFEST, { domain });
-    };
-    const atOnce = this.#store ? READS_OF_STORE : READS_AT_ONCE;
-    return await allButDamaged(await pointNamesIn(folder), atOnce, { read, onDamage });
+    return await readManifests(folder, await pointNamesIn(folder), {
+      ...{ domain, isInStore: this.isInStore, onDamage },
+      onGone: (id) => this.#noPoint(domain, id),
+    });
   }
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
