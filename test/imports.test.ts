@@ -274,6 +274,14 @@ describe("the source tree", () => {
     expect(rooms).toEqual(USERS_OF_LIBVIRT);
   });
 
+  it.each(["rpc", "documents"])("has libvirt's folder %s stand below the rest of its room", (folder) => {
+    const own = `src/backup/libvirt/${folder}/`;
+    const up = edges().filter(
+      ({ from, to }) => from.startsWith(own) && to.startsWith("src/backup/libvirt/") && !to.startsWith(own),
+    );
+    expect(up).toEqual([]);
+  });
+
   it("has no cycles", () => {
     const done = new Set<string>();
     const walk = (file: string, path: readonly string[]): void => {
