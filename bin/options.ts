@@ -195,7 +195,7 @@ function proofSeed(text: string): string {
 export function withDigests(command: Command, otherwise: string): Command {
   return command
     .option(
-      "--digests <algorithm>",
+      "--digests [algorithm]",
       `digests of every cluster: sha256, or xxh64, which finds damage but no forgery (${otherwise})`,
       digestAlgorithm,
     )

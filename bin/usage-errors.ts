@@ -29,9 +29,12 @@ export class UsageCommand extends Command {
     return this.error(message, { code: "commander.missingMandatoryOptionValue" });
   }
 
-  /** A path behind the other arguments is most likely the one that the option should have. */
+  /**
+   * A path behind the other arguments is most likely the one that the option should have. `vda=DIR/IMAGE` is
+   * none: it is what some options take.
+   */
   #hintOfPlace(): string {
-    const place = this.args.slice(1).at(-1);
+    const place = this.args.slice(1).findLast((word) => !/^[^/]*=/.test(word));
     return place?.includes("/") ? `\n(Did you mean --to ${shellWord(place)}?)` : "";
   }
 }

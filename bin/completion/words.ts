@@ -70,9 +70,6 @@ const SPECIAL: Readonly<Record<string, readonly string[]>> = {
   "--uuid": ["none"],
 };
 
-/** Commander wants a value for it, but the command line puts one in where none is given. */
-const BARE: readonly string[] = ["--digests"];
-
 export function wordsOf(program: Command): readonly CommandWords[] {
   return program.commands.map((command) => {
     const { registeredArguments } = command;
@@ -106,7 +103,7 @@ function optionWords(option: Option, command: string): OptionWords {
     flags: [long, short].filter((each) => each !== undefined),
     description,
     values: takesValue ? { kind, words: argChoices ?? SPECIAL[flag] ?? [] } : undefined,
-    mayBeBare: option.optional || BARE.includes(flag),
+    mayBeBare: option.optional,
     maySayAgain: description.includes("several times"),
   };
 }

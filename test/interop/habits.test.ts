@@ -3,6 +3,7 @@ import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { fillInDefaults } from "../../bin/options.js";
 import { shareOfToday } from "../../bin/share-of-points.js";
 import { DAMAGE_RECORD } from "../../src/backup/repository/damage-record.js";
 import { freshPaths } from "../support/fresh.js";
@@ -65,6 +66,13 @@ describe("a wrong word", () => {
       "E_USAGE: required option '--to <target>' not specified",
       "--to OUT",
     ],
+    [
+      "a path without its option, in front of a disk and its image",
+      ["import", "web.qcow2", "REPO", "vda=./web.qcow2"],
+      2,
+      "E_USAGE: required option '--to <repo>' not specified",
+      "--to REPO",
+    ],
     ["another program's address", ["init", "s3:bucket/x"], 2, "E_SCHEME", "s3://bucket/x"],
     ["a domain", ["restore", "REPO", "gust", "--to", "OUT"], 4, "E_NO_DOMAIN", "guest"],
     ["a disk", ["restore", "REPO", "--disk", "vad", "--to", "OUT"], 4, "E_NO_DISK", "vda"],
@@ -97,6 +105,19 @@ describe("a wrong word", () => {
 });
 
 describe("an option whose value may be left out", () => {
+  it("is shown so by the help of each command", async () => {
+    const filled: string[] = [];
+    for (const command of ["attach", "backup", "import", "pull", "restore", "run"]) {
+      const { stdout } = await nbdpull(command, "--help");
+      const options = [...stdout.matchAll(/^ {2}(--[\w-]+)(.*?)(?: {2}|$)/gm)];
+      for (const [, flag = "", value = ""] of options) {
+        if (fillInDefaults([flag])[0] !== flag) filled.push(`${command} ${flag}${value}`);
+      }
+    }
+    expect(filled).toContain("pull --digests [algorithm]");
+    expect(filled.filter((each) => !each.endsWith("]"))).toEqual([]);
+  });
+
   it("takes the next word where that can be nothing else", async () => {
     const zstd = await nbdpull(
       "pull",

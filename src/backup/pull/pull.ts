@@ -14,12 +14,20 @@
  *     reorder.ts            puts the outcomes of the segments back into guest order
  *     image-ledger.ts       records the outcomes in the image's tables and in the digest file
  *     image-store.ts        what a pull fills: plain-store.ts, or compressed-store.ts with compression
+ *     open-store.ts         which of both, new or with what a killed run has left
  *
- * `create-image.ts`, `buffer-pool.ts` and `rate-limit.ts` are helpers. The restore room uses parts of this
- * room with a chain of images as the source, or with a device or an export as the destination.
+ * A pull that may be continued writes a journal beside its image. `image-journal.ts` collects what is stored,
+ * `journal-entry.ts` is a record of it, `journal-file.ts` the file of records. The next run reads them:
+ * `left-journal.ts` first, with `left-header.ts` (is it of this image?) and `left-entry.ts` (what is stored).
  *
- * This room knows neither libvirt nor repositories and chains, and changes no existing file. Digests are made
- * on other threads: by the digest room from the new file, or by the compress room from the buffer.
+ * `ordered-writer.ts` takes the place of the image where the bytes go to a pipe, from first to last.
+ * `create-image.ts`, `compressible.ts`, `buffer-pool.ts` and `rate-limit.ts` are helpers. The restore room
+ * uses parts of this room with a chain of images as the source, or with a device or an export as the
+ * destination.
+ *
+ * This room knows neither libvirt nor repositories and chains, and changes no file but its own: a new one, or
+ * one that a killed run of the same job has left. Digests are made on other threads: by the digest room from
+ * the new file, or by the compress room from the buffer.
  */
 
 import type { PieceSink } from "../../nbd/index.js";
