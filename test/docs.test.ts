@@ -78,6 +78,20 @@ describe("the documentation", () => {
     }
   });
 
+  it("names the files of this version, and tells of no version as a past one that is not past", () => {
+    const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+    const install = readFileSync(join(root, "docs/install.md"), "utf8");
+    const files = codesIn(install, /(?:nbdpull_|nbd-client-ts-)(\d+\.\d+\.\d+)(?:-|\.)/g);
+    expect([...files]).toEqual([version]);
+    expect(readFileSync(join(root, "CHANGELOG.md"), "utf8")).toMatch(
+      new RegExp(`^# Changelog\n\n## ${version.replaceAll(".", "\\.")}\\b`),
+    );
+    const told = codesIn(`${sources()}${pages().map(readPage).join("")}`, /\bversion (0\.\d+)\b/gi);
+    const [, minor = ""] = version.split(".");
+    expect(told.size).toBeGreaterThan(0);
+    expect([...told].filter((past) => Number(past.split(".")[1]) >= Number(minor))).toEqual([]);
+  });
+
   it("names existing tests in every row of the faults of others", () => {
     const page = readFileSync(join(root, "docs/faults-of-others.md"), "utf8");
     const rows = page.split("\n").filter((line) => /^\| (?!fault |what )/.test(line));

@@ -141,7 +141,8 @@ describe.skipIf(!WHOLE)("the whole Debian package", () => {
   );
 
   it("is installed, run, installed again, removed and purged where nothing else is", async () => {
-    const path = join(folder.path, "whole", "nbdpull_0.1.0-1_amd64.deb");
+    const { version } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as { version: string };
+    const path = join(folder.path, "whole", `nbdpull_${version}-1_amd64.deb`);
     const { stdout } = await execa("bash", [join(root, "test/support/in-clean-debian.sh"), path]);
     expect(stdout).toContain("one flipped bit in the newest increment was found");
     expect(stdout).toMatch(/^all done$/m);
