@@ -39,7 +39,7 @@ export async function destinationOf(
 ): Promise<Destination> {
   const { to, disk: wanted, format } = options;
   if (/^nbds?(\+\w+)?:\/\//i.test(to)) return overwritten("export", options);
-  await refuseAddress(to);
+  await refuseAddress(to, "image");
   const found = await stat(resolve(to)).catch(() => undefined);
   if (found?.isBlockDevice()) return overwritten("device", options);
   await refuseInside(repository, to);

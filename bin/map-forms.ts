@@ -2,7 +2,7 @@ import type { MapForm } from "./map-printer.js";
 import type { RecordLayout } from "./map-record.js";
 import { MapTotals, type Total } from "./map-totals.js";
 import { describeFlags, isShown } from "./map-types.js";
-import { human } from "./output.js";
+import { counted, human } from "./output.js";
 import { Picture } from "./picture.js";
 
 /** The array that `nbdinfo --map --json` prints, in the layout of JSON.stringify. */
@@ -82,7 +82,7 @@ export class TextTotalsForm implements MapForm {
   end(): string {
     const lines = this.#totals.all.map((total) => {
       const percent = ((total.bytes / this.#size) * 100).toFixed(1);
-      return `${nameOf(total)}: ${human(total.bytes)} (${percent}%) in ${total.extents} extents\n`;
+      return `${nameOf(total)}: ${human(total.bytes)} (${percent}%) in ${counted(total.extents, "extent")}\n`;
     });
     return `${lines.join("")}[${this.#picture}]\n`;
   }

@@ -5,7 +5,7 @@ import { isReaderGone } from "./standard-output.js";
 import { isScreen, type Line, printJson, printLines, printText } from "./terminal.js";
 
 export type { Progress } from "./progress.js";
-export { human } from "./sizes.js";
+export { counted, human } from "./sizes.js";
 
 /** How much to log, and the format of the result. */
 interface OutputOptions {

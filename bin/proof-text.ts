@@ -1,4 +1,5 @@
 import type { DiskProof } from "../src/backup/take/prove-disk.js";
+import { counted } from "./sizes.js";
 
 /** How far a disk's base was proven, as the end of the disk's line; empty for a disk without a base. */
 export function proofText(proofs: readonly DiskProof[], disk: string): string {
@@ -8,12 +9,8 @@ export function proofText(proofs: readonly DiskProof[], disk: string): string {
   if (impossible !== undefined) return `; its base was not proven: ${impossible}`;
   const chosen = seed === undefined ? "" : ` (seed ${seed})`;
   const moved = changed === undefined ? "" : `, more because of another ${changed}`;
-  if (differing !== undefined) return `; found among ${counted(compared)}${chosen}`;
+  if (differing !== undefined) return `; found among ${counted(compared, "cluster")}${chosen}`;
   if (compared === 0 && unread === 0) return "; its base has no unchanged data to compare";
   const missed = unread === 0 ? "" : `, ${unread} could not be read`;
-  return `; its base fits in ${counted(compared)}${chosen}${moved}${missed}`;
-}
-
-function counted(clusters: number): string {
-  return clusters === 1 ? "1 cluster" : `${clusters} clusters`;
+  return `; its base fits in ${counted(compared, "cluster")}${chosen}${moved}${missed}`;
 }

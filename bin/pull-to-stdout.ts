@@ -6,7 +6,7 @@ import { InterruptedError } from "./exit-codes.js";
 import { connectOf, rateLimitOf, reconnectOf, windowOf } from "./option-values.js";
 import type { CopyOptions, NetworkOptions, ReconnectOptions } from "./options.js";
 import { OutageNotes, outagesOf } from "./outage-notes.js";
-import { human, type Progress } from "./output.js";
+import { counted, human, type Progress } from "./output.js";
 import type { Context } from "./run.js";
 import { DiskOnStdout } from "./standard-output.js";
 
@@ -30,7 +30,7 @@ export async function pullToStdout(
   const result = await copy(client, disk, progress, signal, options);
   const { connections } = client;
   output.result({ image: "-", format: "raw", mode: "full", ...result, connections, ...outagesOf(outages) }, [
-    `standard output: full copy of ${human(result.virtualSize)}: ${human(result.readBytes)} read, the rest zeroes, in ${result.extents} extents in ${result.seconds.toFixed(2)} s`,
+    `standard output: full copy of ${human(result.virtualSize)}: ${human(result.readBytes)} read, the rest zeroes, in ${counted(result.extents, "extent")} in ${result.seconds.toFixed(2)} s`,
   ]);
 }
 

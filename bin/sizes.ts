@@ -17,6 +17,11 @@ export function parseSize(text: string): number {
   return bytes;
 }
 
+/** A number of things, whose plural has an s: `1 extent`, `2 extents`. */
+export function counted(number: number, thing: string): string {
+  return `${number} ${thing}${number === 1 ? "" : "s"}`;
+}
+
 /** A size for humans, such as `1.5 GiB`. */
 export function human(bytes: number): string {
   return prettyBytes(bytes, { binary: true });

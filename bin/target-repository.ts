@@ -14,7 +14,7 @@ import type { CreateOptions } from "./options.js";
  * @throws {PreconditionError} `E_NO_REPOSITORY`, or as `openStore` for a store
  */
 export async function requireRepository(path: string, { create }: CreateOptions): Promise<void> {
-  if (!namesStore(path)) await refuseAddress(path);
+  if (!namesStore(path)) await refuseAddress(path, "repository");
   if (create || (await Repository.openIfThere(path))) return;
   const doubt = namesStore(path)
     ? "are the bucket and the prefix right?"

@@ -10,7 +10,7 @@ import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { rateLimitOf } from "../option-values.js";
 import type { CreateOptions, TrustOptions } from "../options.js";
-import { human } from "../output.js";
+import { counted, human } from "../output.js";
 import type { RetentionOptions } from "../retention-options.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
@@ -177,7 +177,7 @@ function asText({ domain, points, dropped, followed, copiedBytes }: CopyResult, 
   const verb = dryRun ? "would copy" : "copied";
   const left = `    ${dropped.length} more were dropped there after they had been copied: --all copies them again`;
   return [
-    `${domain}: ${verb} ${copied} of ${points.length} ${points.length === 1 ? "point" : "points"}, ${human(bytes)}; ${count("there")} were there`,
+    `${domain}: ${verb} ${copied} of ${counted(points.length, "point")}, ${human(bytes)}; ${count("there")} were there`,
     ...points.flatMap(({ id, state, message }) => {
       if (message === undefined) return [];
       return [state === "damaged" ? `    ${id} NOT copied: ${message}` : `    ${id}: ${message}`];

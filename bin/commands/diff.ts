@@ -8,7 +8,7 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { ALLOCATION } from "../../src/nbd/index.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { describeFlags } from "../map-types.js";
-import { human } from "../output.js";
+import { counted, human } from "../output.js";
 import type { Context } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 
@@ -110,7 +110,7 @@ class TextRows {
 
   total(disk: string): string {
     const zeroes = this.#zeroes === 0 ? "" : `, ${human(this.#zeroes)} of it zeroes now`;
-    const extents = this.#extents === 1 ? "1 extent" : `${this.#extents} extents`;
+    const extents = counted(this.#extents, "extent");
     const what = this.#extents === 0 ? "no difference" : `${human(this.#bytes)} in ${extents}${zeroes}`;
     const exactly = this.#extents === 0 ? "" : ` (${this.#bytes} bytes)`;
     this.#bytes = 0;

@@ -10,6 +10,7 @@ import { disksOf, type GuestOptions } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
 import type { TalkOptions } from "../options.js";
 import type { Context } from "../run.js";
+import { counted } from "../sizes.js";
 import type { Line } from "../terminal.js";
 
 interface DoctorOptions extends GuestOptions {
@@ -66,7 +67,7 @@ async function retire(
   const lines = domains
     .filter(({ checkpoints }) => checkpoints.length > 0)
     .flatMap(({ domain, checkpoints }) => [
-      `${domain}: ${verb} ${checkpoints.length} ${checkpoints.length === 1 ? "checkpoint" : "checkpoints"}`,
+      `${domain}: ${verb} ${counted(checkpoints.length, "checkpoint")}`,
       ...checkpoints.map((name) => `    ${name}`),
     ]);
   const none = `no checkpoint of repository ${repositoryId}`;

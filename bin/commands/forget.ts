@@ -11,7 +11,7 @@ import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import type { TrustOptions } from "../options.js";
-import { human } from "../output.js";
+import { counted, human } from "../output.js";
 import type { Context } from "../run.js";
 import { prepareToWrite, requireTrust, warnOfStrangers } from "../trust.js";
 
@@ -174,7 +174,7 @@ function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): str
     const what = isInStore ? "what a run has begun there" : `what a killed run left of it, ${human(bytes)}`;
     return [`${domain}: ${dryRun ? "would remove" : "removed"} ${what}`];
   }
-  const count = `${points.length} ${points.length === 1 ? "point" : "points"}`;
+  const count = counted(points.length, "point");
   return [
     `${domain}: ${dryRun ? "would forget" : "forgot"} ${count}, ${human(storedBytes)} stored, ${human(bytes)} of space`,
     ...points.map((id) => `    ${id}`),
@@ -184,7 +184,7 @@ function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): str
 }
 
 function checkpointsText(names: readonly string[], dryRun: boolean): string[] {
-  const count = `${names.length} ${names.length === 1 ? "checkpoint" : "checkpoints"}`;
+  const count = counted(names.length, "checkpoint");
   return [
     `    ${dryRun ? "would delete" : "deleted"} ${count} in libvirt`,
     ...names.map((name) => `        ${name}`),

@@ -14,7 +14,7 @@ interface InitOptions extends TrustOptions {
 
 export async function runInit({ output }: Context, options: InitOptions, path: string): Promise<void> {
   if (namesStore(path)) return await initInStore(output, path, options);
-  await refuseAddress(path);
+  await refuseAddress(path, "repository");
   if (options.lifecycle) {
     throw new UsageError(
       "E_USAGE",

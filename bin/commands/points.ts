@@ -14,7 +14,7 @@ import { EXIT } from "../exit-codes.js";
 import { fixClock } from "../fixed-clock.js";
 import { keptLines } from "../kept-lines.js";
 import type { TrustOptions } from "../options.js";
-import { human } from "../output.js";
+import { counted, human } from "../output.js";
 import type { Context } from "../run.js";
 import type { Line, Span } from "../terminal.js";
 import { tableLines } from "../text-table.js";
@@ -223,7 +223,7 @@ function summary(domain: DomainPoints): string {
   const points = domain.points.flatMap(({ manifest }) => manifest ?? []);
   const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
   const needed = neededBy(points.at(-1), points).size;
-  const count = points.length === 1 ? "1 point" : `${points.length} points`;
+  const count = counted(points.length, "point");
   const lost = domain.points.filter(({ manifest, obstacles }) => manifest && obstacles.length > 0).length;
   const warning = lost === 0 ? "" : `; ${lost} CAN'T BE RESTORED (nbdpull repair)`;
   const based = needed > 1 ? `; the newest is based on ${needed - 1} of the others` : "";

@@ -17,7 +17,7 @@ import {
 } from "../option-values.js";
 import type { CopyOptions, NetworkOptions, ReconnectOptions } from "../options.js";
 import { OutageNotes, outagesOf } from "../outage-notes.js";
-import { human } from "../output.js";
+import { counted, human } from "../output.js";
 import type { Context } from "../run.js";
 
 export interface PullOptions extends CopyOptions, NetworkOptions, ReconnectOptions {
@@ -53,7 +53,7 @@ export async function runPull(
   const format = formatOf(imagePath, options.format);
   const compress = compressOf(options, format);
   const { bitmap, backing } = options;
-  await refuseAddress(imagePath);
+  await refuseAddress(imagePath, "image");
   await refuseTarget(imagePath, options.force ?? false);
   const connect = await connectOf(options, signal, reconnectOf(options));
   const progress = await output.progress();
@@ -86,7 +86,7 @@ export async function runPull(
     const { connections } = client;
     const { clusterSize, digestsSha256, ...rest } = result;
     output.result({ image: imagePath, ...rest, connections, ...outagesOf(outages) }, [
-      `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
+      `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${counted(result.extents, "extent")}, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
     ]);
   } finally {
     progress.stop();

@@ -13,7 +13,7 @@ import { leftToMend } from "../left-to-mend.js";
 import { LivingDisks } from "../living-disks.js";
 import { isDamage, noteDamage } from "../noted-damage.js";
 import type { TrustOptions } from "../options.js";
-import { human, type Progress } from "../output.js";
+import { counted, human, type Progress } from "../output.js";
 import type { Context } from "../run.js";
 import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
@@ -220,13 +220,13 @@ function asText(
   dryRun: boolean,
 ): string[] {
   const damages = left.filter(isDamage).length;
-  const places = mended.length === 1 ? "1 place" : `${mended.length} places`;
+  const places = counted(mended.length, "place");
   const outcome =
     mended.length === 0 && left.length === 0
       ? "sound, nothing to mend"
       : `${places} ${dryRun ? "would be mended" : "mended"}, ${damages} ${dryRun ? "damaged before that" : "left damaged"}`;
   return [
-    `${domain}: ${points} ${points === 1 ? "point" : "points"}, ${outcome}`,
+    `${domain}: ${counted(points, "point")}, ${outcome}`,
     ...cleared.map((each) => `    ${each.point}: ${clearedText(each, dryRun)}`),
     ...mended.map((mend) => `    ${mend.point} ${mend.disk}: ${mendText(mend)}`),
     ...left.map(
@@ -240,8 +240,7 @@ function asText(
 }
 
 function clearedText({ objects, uploads, noted }: Cleared, dryRun: boolean): string {
-  const count = (number: number, what: string): string => `${number} ${what}${number === 1 ? "" : "s"}`;
-  const what = `${count(objects, "object")} that no manifest names, and ${count(uploads, "upload")}`;
+  const what = `${counted(objects, "object")} that no manifest names, and ${counted(uploads, "upload")}`;
   if (!dryRun) return `${what}, left by a killed run, removed`;
   return noted ? `${what}, of a run that is under way or was killed` : `${what} would be removed`;
 }

@@ -85,6 +85,18 @@ describe("a wrong word", () => {
     expect(ran.stderr).toContain(`(Did you mean ${own(meant)}?`);
   });
 
+  it.each([
+    ["pull", "nbd://localhost/x", "s3://bucket/x.raw"],
+    ["restore", "REPO", "--to", "s3://bucket/x"],
+  ])("that is an address where an image goes is offered no address: %s", async (...words) => {
+    const ran = await nbdpull(...words.map((word) => word.replace("REPO", repo)));
+    expect([ran.code, ran.stdout]).toEqual([2, ""]);
+    expect(ran.stderr).toMatch(
+      /E_SCHEME: s3:.* images are written to paths of this host only: mount it here/,
+    );
+    expect(ran.stderr).not.toMatch(/object store|Did you mean/);
+  });
+
   it("that is a point's id is answered likewise, and in JSON as a hint", async () => {
     const [, { id = "" } = {}] = chain.points;
     const ran = await nbdpull(

@@ -193,7 +193,7 @@ describeWith(["nbdinfo"], "a map's words", () => {
     const text = await nbdpull("map", server.uri(""), "--context", "x-other:context", "--totals");
     expect(text.stdout.split("\n").slice(0, 2)).toEqual([
       "type 0: 128 KiB (25.0%) in 2 extents",
-      "type 1: 64 KiB (12.5%) in 1 extents",
+      "type 1: 64 KiB (12.5%) in 1 extent",
     ]);
   });
 });

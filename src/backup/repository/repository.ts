@@ -87,7 +87,7 @@ export class Repository {
   static async open(path: string, options: RepositoryOptions = {}): Promise<Repository> {
     const repository = await Repository.openIfThere(path, options);
     if (repository) return repository;
-    if (!namesStore(path)) await refuseAddress(path);
+    if (!namesStore(path)) await refuseAddress(path, "repository");
     throw noRepository(path);
   }
 
