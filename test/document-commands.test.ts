@@ -13,6 +13,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const RUN_BY: Readonly<Record<string, string>> = {
   "README.md": "test/libvirt/documents.test.ts",
   "docs/by-hand.md": "test/libvirt/restore-live.test.ts",
+  "docs/cli/pull.md": "test/interop/pull-page.test.ts",
   "docs/install.md": "test/libvirt/documents.test.ts",
   "docs/operations.md": "test/libvirt/documents.test.ts",
   "docs/recipes.md": "test/libvirt/documents.test.ts",

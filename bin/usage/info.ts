@@ -9,7 +9,7 @@ export function addInfo(program: Command, run: Run): void {
     .description(
       "describe an export (with --list all of them): size, flags, block sizes, protocol, meta contexts",
     )
-    .argument("<uri>")
+    .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
     .option("--list", "all exports that the server lists");
   withNetwork(command).action(run(async () => (await import("../commands/info.js")).runInfo));
 }

@@ -12,7 +12,7 @@ export function addMap(program: Command, run: Run): void {
     .description(
       "print the extents of a meta context (base:allocation by default), totals, and where on the disk they are",
     )
-    .argument("<uri>")
+    .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
     .addOption(new Option("--bitmap <name>", "the dirty bitmap of this name").conflicts("context"))
     .option("--context <name>", "any meta context, by its full name")
     .option("--totals", "only the totals, no line for each extent");
