@@ -1,8 +1,8 @@
 /** Restores over what exists already: NBD exports of real servers, and block devices. */
 
 import { randomFillSync } from "node:crypto";
-import { constants } from "node:fs";
-import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { constants, existsSync } from "node:fs";
+import { mkdir, open, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
@@ -35,6 +35,12 @@ async function expectRestored(found: Buffer, before: Buffer, id = idAt(-1)): Pro
 
 function restoreTo(target: string, ...args: readonly string[]): Promise<Ran> {
   return nbdpull("restore", repo(), "--disk", "vda", "--to", target, "--force", "--json", ...args);
+}
+
+/** Gives the newest point a definition. */
+async function defineGuest(): Promise<void> {
+  const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
+  await writeFile(join(chain().repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
 }
 
 describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
@@ -316,8 +322,7 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("writes a definition only with --xml", async () => {
-    const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
-    await writeFile(join(chain().repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
+    await defineGuest();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     await writeFile(image, Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
@@ -330,6 +335,27 @@ describeWithLoop("a restore to a block device", () => {
     const written = await readFile(xml, "utf8");
     expect(written).toContain(`<disk type="block"><source dev="${device.path}"/>`);
     expect(written).not.toContain("/old");
+  });
+
+  it("stays as it is where the file of --xml can't be written", async () => {
+    await defineGuest();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = randomFillSync(Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
+    await writeFile(image, before);
+    await using device = await attachLoop(image);
+    const file = join(folder.path, "new.raw");
+    for (const target of [device.path, file]) {
+      const ran = await restoreTo(target, "--xml", "/proc/guest.xml");
+      const message = expect.stringContaining("can't be written to /proc/guest.xml");
+      expect([ran.code, ran.json()]).toMatchObject([2, { error: { code: "E_DEFINE", message } }]);
+    }
+    expect((await readFile(image)).equals(before)).toBe(true);
+    expect(existsSync(file)).toBe(false);
+    const xml = join(folder.path, "own", "guest.xml");
+    await mkdir(join(folder.path, "own"));
+    expect((await restoreTo(file, "--xml", xml)).code).toBe(0);
+    expect(await readdir(join(folder.path, "own"))).toEqual(["guest.xml"]);
   });
 
   it("is refused if a file system on it is mounted", async ({ skip }) => {

@@ -273,11 +273,13 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
       const deep = `{"later": ${"[".repeat(10_000)}${"]".repeat(10_000)},`;
       await lab.put(keyOf("deep", point, "point.json"), text.replace("{", deep));
     }
-    const ran = await nbdpull("repair", address, "--json");
-    expect(ran.code).toBe(3);
-    for (const point of [0, 1])
-      expect(ran.stderr).toContain(`the manifest of point ${idOf(point)} can't be changed`);
-    expect((ran.json() as { domains: Repaired[] }).domains[0]?.mended).toMatchObject([{ point: idOf(2) }]);
+    for (const args of [["--dry-run"], []]) {
+      const ran = await nbdpull("repair", address, "--json", ...args);
+      expect([args, ran.code]).toEqual([args, 3]);
+      for (const point of [0, 1])
+        expect(ran.stderr).toContain(`the manifest of point ${idOf(point)} can't be changed`);
+      expect((ran.json() as { domains: Repaired[] }).domains[0]?.mended).toMatchObject([{ point: idOf(2) }]);
+    }
     expect((await lab.read(keyOf("deep", 2))).equals(image)).toBe(true);
     const left = await lab.half("deep");
     expect(left.filter((key) => !key.endsWith("/.damage.json"))).toEqual([]);

@@ -28,7 +28,7 @@ import type { ImageMender } from "./image-mender.js";
 import { damagedClusters } from "./mend-clusters.js";
 import { isDigestFileRight, remakeDigests } from "./remake-digests.js";
 import { sparedPoints, sparedText } from "./spared-points.js";
-import { StoreMender } from "./store-mender.js";
+import { assertReplaceable, StoreMender } from "./store-mender.js";
 
 /** Something that was mended, or would be in a dry run. */
 export interface Mend {
@@ -170,6 +170,9 @@ async function mendDisk(
       if (hasCode(error, "E_MANIFEST")) throw error;
       // A new image would have this damage too, and could not be proven.
       if (mender?.isDeferred) return mends.filter(({ what }) => what === "digests");
+    }
+    if (!mender && options.repository.isInStore && mends.length > 0) {
+      await assertReplaceable(options, point, disk);
     }
     const gone = await mender?.finish();
     return mends.filter(({ guestOffset = -1 }) => !gone?.has(guestOffset));

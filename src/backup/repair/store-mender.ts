@@ -5,6 +5,7 @@ import { findWrongRefcounts } from "../qcow2/check.js";
 import { hasLiveNote } from "../repository/live-note.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import { replacingManifest, withImagesAside } from "../repository/merged-manifest.js";
+import { manifestText } from "../repository/read-manifest.js";
 import type { Repository } from "../repository/repository.js";
 import type { KeptVersion, StoredMerge, StoredPatch, StoreWriting } from "../storage/stored-writing.js";
 import { refcountBytes } from "./folder-mender.js";
@@ -35,6 +36,19 @@ interface StoreMenderOptions {
   readonly onVersions: (versions: readonly KeptVersion[]) => void;
   /** @internal tests end the process at each step */
   readonly onStep?: ((step: string) => void) | undefined;
+}
+
+/**
+ * For a dry run: a mend has the manifest name other files.
+ * @throws {DamageError} `E_MANIFEST`: the manifest can't be changed, so the point would stay as it is
+ */
+export async function assertReplaceable(
+  { repository, domain }: Pick<StoreMenderOptions, "repository" | "domain">,
+  point: Manifest,
+  disk: DiskManifest,
+): Promise<void> {
+  await using folder = await repository.openPoint(domain, point.id);
+  withImagesAside(await manifestText(folder, point), new Map([[disk.file, `${disk.file}~00000000`]]));
 }
 
 /**

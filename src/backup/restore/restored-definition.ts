@@ -111,14 +111,14 @@ export class RestoredDefinition {
   }
 
   /**
-   * Makes the definition. Writes nothing.
+   * Makes the definition. Leaves nothing that it has written.
    * @throws {PreconditionError} `E_NO_DEFINITION`: the point has no definition; `E_DOMAIN_EXISTS`: a domain
    *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing;
    *   `E_STRANGERS`: others can write to the repository, and this is root;
    *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted; `E_DEFINITION_REFUSED`: libvirt
    *   doesn't take it; `E_HOST_LACKS`: it wants what the host has not
    * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies
-   *   in the repository, or is a disk's
+   *   in the repository, or is a disk's, or can't be written
    * @throws {DamageError} the stored definition is not what was stored
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Libvirt} does
    */
@@ -140,6 +140,8 @@ export class RestoredDefinition {
     }
     await refuseInside(repository, xmlPath);
     await refuseTarget(xmlPath, options.force);
+    // Into the folder of the disks, these are written first.
+    if ("file" in place) await refuseUnwritable(xmlPath);
     if (keepIdentity && libvirt) await refuseOld(libvirt, old);
     if (await libvirt?.hasDomain(name)) {
       const message = `a domain ${name} already exists: nothing was restored. Choose another name with --define=NAME`;
@@ -218,6 +220,19 @@ export class RestoredDefinition {
       cause,
       details: { domain: this.name, xml: this.xmlPath },
     });
+  }
+}
+
+/** @throws {UsageError} `E_DEFINE`: no file can be made beside `path`, from which it would get its name */
+async function refuseUnwritable(path: string): Promise<void> {
+  await using files = new NewFiles();
+  const temporary = temporaryPathFor(path);
+  files.expect(temporary);
+  try {
+    await writeFile(temporary, "", { flag: "wx", mode: 0o600 });
+  } catch (cause) {
+    const message = `the definition can't be written to ${path}: ${messageOf(cause)}. Nothing was restored: name another file with --xml`;
+    throw new UsageError("E_DEFINE", message, { cause, details: { path } });
   }
 }
 
