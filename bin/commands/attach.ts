@@ -6,6 +6,7 @@ import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js"
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach } from "../../src/backup/take/attach.js";
 import type { JobSource } from "../../src/backup/take/job-view.js";
+import { loadForPoint } from "../../src/backup/take/take-point.js";
 import { keptLines } from "../kept-lines.js";
 import { connectOf, rateLimitOf, reconnectOf, storageOf } from "../option-values.js";
 import type {
@@ -24,7 +25,7 @@ import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 
-interface AttachOptions
+export interface AttachOptions
   extends CopyOptions,
     CreateOptions,
     NetworkOptions,
@@ -40,6 +41,11 @@ interface AttachOptions
   readonly checkpoint?: string;
   readonly connect?: string;
   readonly endJob?: true;
+}
+
+/** Loads what the images of the point will need: once a job is read, an upgrade may have replaced it. */
+export async function loadForAttach(options: AttachOptions): Promise<void> {
+  await loadForPoint(storageOf(options));
 }
 
 export async function runAttach(

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
+import type { AttachOptions } from "../commands/attach.js";
 import { withUuid } from "../domain-options.js";
 import {
   examples,
@@ -53,5 +54,11 @@ export function addAttach(program: Command, run: Run): void {
         ),
       ),
     ),
-  ).action(run(async () => (await import("../commands/attach.js")).runAttach));
+  ).action(
+    run(async (options: AttachOptions, _domain: string | undefined) => {
+      const { loadForAttach, runAttach } = await import("../commands/attach.js");
+      await loadForAttach(options);
+      return runAttach;
+    }),
+  );
 }
