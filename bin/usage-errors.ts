@@ -2,10 +2,26 @@
 import { Command, type Option, type ParseOptionsResult } from "commander";
 import { shellWord } from "../src/backup/base/shell-word.js";
 
-/** What commander does for an option that it doesn't know; its types don't have it. */
+/** What commander does for an option or a command that it doesn't know; its types don't have it. */
 interface Refusing {
   unknownOption(flag: string): never;
+  unknownCommand(): never;
 }
+
+/** What other programs (restic, borg, virsh, qemu-img) call what a command does. */
+const MEANT: Readonly<Record<string, string>> = {
+  check: "verify",
+  convert: "pull",
+  create: "init",
+  delete: "forget",
+  list: "points",
+  ls: "points",
+  remove: "forget",
+  snapshots: "points",
+  status: "report",
+  umount: "unmount",
+  version: "--version",
+};
 
 export class UsageCommand extends Command {
   /** The first option that it doesn't know. What is behind `--` is no option, whatever it begins with. */
@@ -19,6 +35,15 @@ export class UsageCommand extends Command {
     const parsed = super.parseOptions(words);
     [this.#unknown] = parsed.unknown;
     return parsed;
+  }
+
+  /** Called by commander, which offers only what is spelled alike. */
+  unknownCommand(): never {
+    const [word = ""] = this.args;
+    const meant = Object.hasOwn(MEANT, word) ? MEANT[word] : undefined;
+    if (meant === undefined) return (Command.prototype as unknown as Refusing).unknownCommand.call(this);
+    const message = `error: unknown command '${word}'\n(Did you mean ${meant}?)`;
+    return this.error(message, { code: "commander.unknownCommand" });
   }
 
   /** Called by commander for a required option that isn't there, before it looks at unknown ones. */

@@ -16,7 +16,7 @@ export function addForget(program: Command, run: Run): void {
     )
     .description("remove a domain from the repository, with all its points and its checkpoints in libvirt")
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "whose points go; or --all")
     .option("--all", "every domain of the repository")
     .option("--dry-run", "only tell what would be removed")
     .option("--force", "remove it: without this or --dry-run nothing is done")

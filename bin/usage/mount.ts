@@ -19,7 +19,7 @@ export function addMount(program: Command, run: Run): void {
       "show the disks of a point as files, read-only, until they are unmounted or Ctrl-C is pressed",
     )
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "whose point it is")
     .argument("[dir]", "an empty folder, or one to make")
     .option("--files", "show the files in its file systems, by libguestfs, instead of whole disks")
     .addOption(atPoint())

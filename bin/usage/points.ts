@@ -9,7 +9,7 @@ export function addPoints(program: Command, run: Run): void {
     .addHelpText("after", examples("nbdpull points /srv/backups", "nbdpull points /srv/backups web --json"))
     .description("list the restore points of a repository, oldest first, and whether they can be restored")
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "left out: every domain")
     .option(
       "--long",
       "all of each point: its checkpoint, its disks, what they are based on, and what was kept",

@@ -19,7 +19,7 @@ export function addRestore(program: Command, run: Run): void {
       "restore the disks of a point; no file gets its name before each byte was compared with its digest",
     )
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "whose point it is; left out where the repository has one domain only")
     .addOption(atPoint())
     .addOption(onlyDisks())
     .requiredOption(

@@ -20,7 +20,7 @@ export function addServe(program: Command, run: Run): void {
     )
     .description("serve the disks of a point by NBD, read-only; each byte is compared with its digest")
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "whose point it is; left out where the repository has one domain only")
     .addOption(atPoint())
     .addOption(onlyDisks())
     .option("--listen <address>", "TCP: HOST:PORT or PORT (default 127.0.0.1:10809)")

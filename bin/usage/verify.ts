@@ -18,7 +18,7 @@ export function addVerify(program: Command, run: Run): void {
     )
     .description("compare each stored byte with its digest, and check chains and images; exit 3 on damage")
     .argument("[repo]", REPO)
-    .argument("[domain]")
+    .argument("[domain]", "left out: every domain")
     .option(
       "--share <n>",
       "only one of N shares of the points, another one every day: in N days each is verified",

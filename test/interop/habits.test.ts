@@ -31,6 +31,8 @@ const withEnv = (env: Record<string, string>, ...args: string[]): Promise<Ran> =
 describe("a wrong word", () => {
   it.each([
     ["a command", ["bakcup"], 2, "E_USAGE: unknown command 'bakcup'", "backup"],
+    ["another program's command", ["snapshots", "REPO"], 2, "E_USAGE: unknown command 'snapshots'", "points"],
+    ["a command that is an option", ["version"], 2, "E_USAGE: unknown command 'version'", "--version"],
     [
       "an option",
       ["backup", "--to", "REPO", "--exclud", "vda"],
@@ -376,6 +378,23 @@ describe("a share of the points", () => {
     const wrong = await nbdpull("verify", repo, "--share", "2", "--at", "latest");
     expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("--share covers all points")]);
   });
+});
+
+it("the help lists the commands in the groups of docs/cli.md, and the same in each", async () => {
+  const { stdout } = await nbdpull("--help");
+  const help = [...stdout.matchAll(/^(\w[\w ]*):\n((?: {2}[a-z]+ .*\n)+)/gm)].map(([, group, lines = ""]) => [
+    group,
+    ...[...lines.matchAll(/^ {2}([a-z]+)/gm)].map(([, name]) => name).filter((name) => name !== "help"),
+  ]);
+  const page = await readFile(new URL("../../docs/cli.md", import.meta.url), "utf8");
+  const tables = [...page.matchAll(/^\| ([A-Z][\w ]*) \| \|\n((?:\|.*\n)+)/gm)].map(
+    ([, group, lines = ""]) => [
+      group,
+      ...[...lines.matchAll(/^\| \[`([a-z]+)`\]/gm)].map(([, name]) => name),
+    ],
+  );
+  expect(help.map((group) => group.toSorted())).toEqual(tables.map((group) => group.toSorted()));
+  expect(help.length).toBeGreaterThan(4);
 });
 
 it("each command's help has an example, and says which options are required", async () => {
