@@ -92,6 +92,12 @@ describe("the documentation", () => {
     expect([...told].filter((past) => Number(past.split(".")[1]) >= Number(minor))).toEqual([]);
   });
 
+  it("says of the data path in which order its files are read, and leaves none out", () => {
+    const folder = join(root, "src/backup/pull");
+    const [guide = ""] = readFileSync(join(folder, "pull.ts"), "utf8").split("*/");
+    expect(readdirSync(folder).filter((name) => !guide.includes(name))).toEqual([]);
+  });
+
   it("names existing tests in every row of the faults of others", () => {
     const page = readFileSync(join(root, "docs/faults-of-others.md"), "utf8");
     const rows = page.split("\n").filter((line) => /^\| (?!fault |what )/.test(line));

@@ -20,7 +20,6 @@
  * `journal-entry.ts` is a record of it, `journal-file.ts` the file of records. The next run reads them:
  * `left-journal.ts` first, with `left-header.ts` (is it of this image?) and `left-entry.ts` (what is stored).
  *
- * `ordered-writer.ts` takes the place of the image where the bytes go to a pipe, from first to last.
  * `create-image.ts`, `compressible.ts`, `buffer-pool.ts` and `rate-limit.ts` are helpers. The restore room
  * uses parts of this room with a chain of images as the source, or with a device or an export as the
  * destination.
