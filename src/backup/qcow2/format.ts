@@ -190,6 +190,35 @@ export function firstAllocated(table: Buffer, index: number, count: number, exte
 }
 
 /**
+ * How many entries after the one at `index`, which must be a valid one of a cluster that is stored as a whole,
+ * differ from the one before them only by leading one cluster further. So they are valid, too, and need not
+ * be decoded: of an image that was written in order, these are nearly all.
+ * @param end index of the first entry that doesn't count
+ */
+export function entriesInStep(table: Buffer, index: number, end: number, context: EntryContext): number {
+  const { clusterSize, extended, fileEnd } = context;
+  const bytes = l2EntryBytes(extended);
+  // Of all ways to read a number of this order, the fastest where V8 has compiled nothing yet.
+  const view = new DataView(table.buffer, table.byteOffset, end * bytes);
+  let at = index * bytes;
+  const high = view.getUint32(at);
+  let low = view.getUint32(at + 4);
+  // Behind the file's end, or where the upper half changes, too, the entries are decoded one by one.
+  const lastLow = Math.min(TWO_TO_32, fileEnd - (high & OFFSET_HIGH) * TWO_TO_32) - clusterSize;
+  const masks = extended ? [view.getUint32(at + 8), view.getUint32(at + 12)] : undefined;
+  for (let step = 1; ; step += 1) {
+    at += bytes;
+    low += clusterSize;
+    const isInStep =
+      index + step < end && low <= lastLow && view.getUint32(at + 4) === low && view.getUint32(at) === high;
+    if (!isInStep) return step - 1;
+    if (masks && (view.getUint32(at + 8) !== masks[0] || view.getUint32(at + 12) !== masks[1])) {
+      return step - 1;
+    }
+  }
+}
+
+/**
  *     bits 0      the cluster reads as zeroes (not in version 2, not in extended entries)
  *          1-8    reserved, 0
  *          9-55   host offset; 0: none

@@ -19,6 +19,7 @@ import {
   decodeRefcount,
   decodeRefcountTableEntry,
   ENTRY_BYTES,
+  entriesInStep,
   firstAllocated,
   type L2Entry,
 } from "./format.js";
@@ -153,6 +154,11 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
             yield block;
             block = [];
           }
+        }
+        if (last.kind === "data" && entry.kind === "standard") {
+          const more = entriesInStep(table, i, count, context);
+          last.count += more;
+          i += more;
         }
       }
     }
