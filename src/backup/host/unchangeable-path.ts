@@ -38,12 +38,15 @@ export class ChangeablePath extends Error {
  */
 export async function unchangeablePath(path: string, users: readonly number[] = [0]): Promise<string> {
   let real = "/";
+  /** Of `real`, if it was looked at as an entry: nobody could change it from then on. */
+  let known: Stats | undefined;
   let links = 0;
   const names = path.split("/");
   for (let name = names.shift(); name !== undefined; name = names.shift()) {
     if (name === "" || name === ".") continue;
     if (name === "..") {
       real = dirname(real);
+      known = undefined;
       continue;
     }
     const entry = join(real, name);
@@ -51,17 +54,18 @@ export async function unchangeablePath(path: string, users: readonly number[] = 
       if (isMissing(error)) return undefined;
       throw error;
     });
-    const who = whoSwaps(await lstat(real), found, users);
+    const who = whoSwaps(known ?? (await lstat(real)), found, users);
     if (who !== undefined) throw new ChangeablePath(path, real, who);
     if (!found) throw Object.assign(new Error(`there is no ${entry}`), { code: "ENOENT" });
     if (!found.isSymbolicLink()) {
       real = entry;
+      known = found;
       continue;
     }
     links += 1;
     if (links > MOST_LINKS) throw Object.assign(new Error(`too many links: ${path}`), { code: "ELOOP" });
     const target = await readlink(entry);
-    if (target.startsWith("/")) real = "/";
+    if (target.startsWith("/")) [real, known] = ["/", undefined];
     names.unshift(...target.split("/"));
   }
   return real;

@@ -1,7 +1,9 @@
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { folderNameOf } from "./folder-name.js";
 import type { Manifest } from "./manifest.js";
+import { pointIdsIn } from "./pending-point.js";
 import { domainsAmong, ownersOf, uuidOf, whichOwner } from "./point-owners.js";
+import { readManifest } from "./read-manifest.js";
 import type { Repository } from "./repository.js";
 
 /** A domain as manifests name it. */
@@ -99,11 +101,14 @@ export async function firstPointNotices(
 
 /** The UUID of the newest point that has one; null: none has one; undefined: there is no point. */
 async function newestOwner(repository: Repository, folder: string): Promise<string | null | undefined> {
-  const ids = await repository.pointIds(folder);
+  await using opened = await repository.openDomain(folder);
+  if (!opened) return undefined;
+  const ids = await pointIdsIn(opened);
   for (const id of ids.toReversed()) {
     try {
-      const owner = uuidOf((await repository.point(folder, id)).domain);
-      if (owner !== null) return owner;
+      await using point = await opened.folder(id);
+      const owner = point && uuidOf((await readManifest(point, id)).domain);
+      if (owner) return owner;
     } catch (error) {
       // Older points tell it as well.
       if (!(error instanceof DamageError)) throw error;

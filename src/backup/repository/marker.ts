@@ -3,7 +3,6 @@ import { z } from "zod";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
-import { HeldFolder } from "../host/held-folder.js";
 import type { StoreAbilities, StoredFolder } from "../storage/stored-folder.js";
 import { MARKER } from "./folder-name.js";
 
@@ -68,9 +67,9 @@ export function noRepository(path: string): PreconditionError {
 /**
  * A domain without a folder has no points, unless the repository itself is gone, as from a file system that
  * was unmounted.
+ * @param root in which the domain has no folder
  * @throws {PreconditionError} `E_NO_REPOSITORY`
  */
-export async function requireMarker(path: string): Promise<void> {
-  await using root = await HeldFolder.open(path);
-  if (!(await root.find(MARKER))) throw noRepository(path);
+export async function requireMarker(root: StoredFolder): Promise<void> {
+  if (!(await root.find(MARKER))) throw noRepository(root.path);
 }

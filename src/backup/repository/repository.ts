@@ -277,7 +277,7 @@ export class Repository {
     const name = folderNameOf(domain);
     await using root = await this.#openRoot();
     const folder = await root.folder(name);
-    if (!folder && !this.#store) await requireMarker(this.path);
+    if (!folder && !this.#store) await requireMarker(root);
     return folder;
   }
 
@@ -286,7 +286,7 @@ export class Repository {
     const name = folderNameOf(domain);
     await using root = await this.#holdRoot();
     const folder = await root.folder(name);
-    if (!folder) await requireMarker(this.path);
+    if (!folder) await requireMarker(root);
     return folder;
   }
 
