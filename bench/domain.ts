@@ -50,8 +50,8 @@ export class Domain implements AsyncDisposable {
     try {
       const definition = join(folder, "domain.xml");
       await writeFile(definition, domainXml(name, disk));
-      await virsh("define", definition);
-      await virsh("start", name, "--paused");
+      // By one virsh: it takes longer to start than libvirt to define a domain.
+      await virsh(`define '${definition}'; start ${name} --paused`);
       return new Domain(name, Number(await readFile(`/run/libvirt/qemu/${name}.pid`, "utf8")), remove);
     } catch (error) {
       remove();
@@ -101,8 +101,8 @@ const REMOVAL_MS = 60_000;
 
 function removalOf(name: string): readonly (readonly [string, ...string[]])[] {
   return [
-    ["virsh", "--connect", LIBVIRT, "destroy", name],
-    ["virsh", "--connect", LIBVIRT, "undefine", "--checkpoints-metadata", name],
+    // What it can't do of these doesn't keep it from the rest.
+    ["virsh", "--connect", LIBVIRT, `destroy ${name}; undefine --checkpoints-metadata ${name}`],
     ["rm", "-f", `/var/log/libvirt/qemu/${name}.log`],
   ];
 }
