@@ -105,7 +105,7 @@ async function filesByKind(): Promise<(module: string) => string | undefined> {
 
 /**
  * The command and its threads in few files instead of several hundred, which Node loads faster
- * (docs/performance.md). Other people's packages are among them, so their licences come along.
+ * (docs/performance-history.md). Other people's packages are among them, so their licences come along.
  */
 export default defineConfig(async () => {
   const fileOf = await filesByKind();

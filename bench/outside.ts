@@ -4,7 +4,10 @@ import { execa } from "execa";
 import { LibvirtRelay } from "./libvirt-relay.js";
 import { findProgram } from "./programs.js";
 import type { Outside } from "./result.js";
-import type { Contender, Guest, Task } from "./workload.js";
+import type { Command, Contender, Guest, Task } from "./workload.js";
+
+/** Of all threads and children. The kernel picks the one call out, so that the others take no longer. */
+const TRACE = ["-f", "-qq", "--seccomp-bpf", "-e", "trace=execve"] as const;
 
 /**
  * Runs a contender once, between a relay that counts its calls to libvirt and an strace that counts the
@@ -18,10 +21,10 @@ export async function countOutside(
   task: Task,
   folder: string,
   timeoutMs: number,
-): Promise<Outside> {
+): Promise<{ readonly command: Command; readonly outside: Outside }> {
   await using relay = await LibvirtRelay.listen(join(folder, "libvirt.sock"));
   const through = (guest: Guest): Guest => ({ ...guest, uri: relay.uri });
-  const { program, args } = await contender.command({
+  const command = await contender.command({
     ...task,
     ...(task.guest && { guest: through(task.guest) }),
     ...(task.guests && { guests: task.guests.map(through) }),
@@ -30,8 +33,8 @@ export async function countOutside(
   const before = relay.asked;
   const said = join(folder, "started");
   const strace = findProgram("strace");
-  const counter = strace === undefined ? [] : [strace, "-f", "-qq", "-e", "trace=execve", "-o", said];
-  const [first = "", ...rest] = [...counter, program, ...args];
+  const counter = strace === undefined ? [] : [strace, ...TRACE, "-o", said];
+  const [first = "", ...rest] = [...counter, command.program, ...command.args];
   await execa(first, rest, { timeout: timeoutMs, killSignal: "SIGKILL" });
   const { calls, connections } = relay.asked;
   const counted = {
@@ -39,10 +42,10 @@ export async function countOutside(
     libvirtConnections: connections - before.connections,
     ...(task.guests && { jobs: task.guests.length }),
   };
-  if (strace === undefined) return counted;
+  if (strace === undefined) return { command, outside: counted };
   const started = await readFile(said, "utf8");
   await rm(said);
-  return { ...counted, processes: startedIn(started) };
+  return { command, outside: { ...counted, processes: startedIn(started) } };
 }
 
 /**

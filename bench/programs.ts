@@ -1,5 +1,5 @@
 import { accessSync, constants } from "node:fs";
-import { delimiter, join } from "node:path";
+import { delimiter, resolve } from "node:path";
 import { execa } from "execa";
 
 /** Something that a contender or a server needs, and that may not be there. */
@@ -18,7 +18,7 @@ function onPath(name: string, install: string): Program {
 export function findProgram(name: string): string | undefined {
   const folders = [...(process.env["PATH"] ?? "").split(delimiter), "/usr/local/sbin", "/usr/sbin"];
   return folders
-    .map((folder) => join(folder, name))
+    .map((folder) => resolve(folder, name))
     .find((path) => {
       try {
         accessSync(path, constants.X_OK);
@@ -34,6 +34,12 @@ export const PYTHON = "/usr/bin/python3";
 
 /** The connection that both nbdpull and virtnbdbackup take by themselves when root runs them. */
 export const LIBVIRT = "qemu:///system";
+
+const python: Program = {
+  name: PYTHON,
+  install: "apt-get install python3",
+  isThere: () => findProgram(PYTHON) !== undefined,
+};
 
 const libnbdModule: Program = {
   name: "libnbd for Python",
@@ -69,6 +75,7 @@ export const PROGRAMS = {
   radosgw: onPath("radosgw", "apt-get install radosgw"),
   cephMon: onPath("ceph-mon", "apt-get install ceph-mon ceph-common"),
   cephOsd: onPath("ceph-osd", "apt-get install ceph-osd"),
+  python,
   libnbdModule,
   libvirt,
   virtnbdbackup: onPath("virtnbdbackup", "apt-get install virtnbdbackup"),

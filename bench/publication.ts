@@ -1,13 +1,17 @@
 /**
- * Publishes a result file in the documentation: tables between the markers of a page, plots in a folder
- * beside it.
+ * Publishes results in the documentation: tables between the markers of a page; in a folder beside it, for
+ * each section, the result itself, of which the page can be made anew, and plots.
  */
 
+import { existsSync } from "node:fs";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { dirname, join, relative } from "node:path";
+import { basename, dirname, join } from "node:path";
+import { readmeSentence } from "./in-short.js";
+import { combined, partsOf, publishable } from "./page.js";
 import { targetsPlot, workloadPlot } from "./plots.js";
-import { circumstances, targetsReport, workloadReport } from "./report.js";
 import type { BenchResult } from "./result.js";
+import { readResult } from "./result-file.js";
+import { SECTIONS, type Section } from "./sections.js";
 
 /** What lies between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` belongs to this script. */
 export function fillMarkers(page: string, parts: ReadonlyMap<string, string>): string {
@@ -23,33 +27,71 @@ export function fillMarkers(page: string, parts: ReadonlyMap<string, string>): s
   return filled;
 }
 
+/** Where results are published. */
+export interface Pages {
+  /** Results and plots are in the folder of the same name beside it. */
+  readonly page: string;
+  /** A sentence of it is about whole backups. */
+  readonly readme?: string;
+}
+
 /**
- * Writes the tables into `page`, and the plots into the folder of the same name beside it, replacing all
- * others.
+ * Replaces what is published of a section.
  *
- * @param section for the results of another run: a prefix of the markers' names, and a subfolder of that
- * folder
+ * @param results of one run after the other, of the same programs on the same machine
+ * @returns what was left out, as sentences: workloads with too few rounds
  */
-export async function publish(result: BenchResult, page: string, section?: string): Promise<void> {
-  const folder = join(page.replace(/\.md$/, ""), section ?? "");
+export async function publish(
+  section: Section,
+  results: readonly BenchResult[],
+  { page }: Pages,
+): Promise<string[]> {
+  const { result, left } = publishable(combined(results));
+  const folder = folderOf(page, section);
   await mkdir(folder, { recursive: true });
   for (const name of await readdir(folder)) if (name.endsWith(".svg")) await rm(join(folder, name));
-  const picture = async (name: string, title: string, svg: string): Promise<string> => {
-    await writeFile(join(folder, `${name}.svg`), svg);
-    return `![${title}](${join(relative(dirname(page), folder), `${name}.svg`)})`;
-  };
+  await writeFile(resultOf(page, section), onLines(result));
+  if (section !== "start") await drawPlots(result, folder);
+  return left;
+}
 
-  const targets = await picture("targets", "All targets", targetsPlot(result));
-  const sections: string[] = [];
-  for (const workload of result.workloads) {
-    const plot = await picture(workload.name, workload.title, workloadPlot(workload));
-    sections.push(`${workloadReport(workload)}\n${plot}\n`);
+async function drawPlots(result: BenchResult, folder: string): Promise<void> {
+  await writeFile(join(folder, "targets.svg"), targetsPlot(result));
+  for (const workload of result.workloads)
+    await writeFile(join(folder, `${workload.name}.svg`), workloadPlot(workload));
+}
+
+/** What the pages say, made of the published results. */
+export async function madeOfResults({ page, readme }: Pages): Promise<Map<string, string>> {
+  const results = new Map<Section, BenchResult>();
+  for (const section of SECTIONS) {
+    const path = resultOf(page, section);
+    if (existsSync(path)) results.set(section, await readResult(path));
   }
-  const marker = (name: string): string => (section === undefined ? name : `${section}-${name}`);
-  const parts = new Map([
-    [marker("circumstances"), circumstances(result)],
-    [marker("targets"), `${targetsReport(result)}\n${targets}`],
-    [marker("workloads"), sections.join("\n")],
-  ]);
-  await writeFile(page, fillMarkers(await readFile(page, "utf8"), parts));
+  const plots = basename(page, ".md");
+  const parts = partsOf(results, (section, name) => `${plots}/${section}/${name}.svg`);
+  const made = new Map([[page, fillMarkers(await readFile(page, "utf8"), parts)]]);
+  if (readme !== undefined) {
+    const sentence = new Map([["in-short", readmeSentence(results.get("libvirt"))]]);
+    made.set(readme, fillMarkers(await readFile(readme, "utf8"), sentence));
+  }
+  return made;
+}
+
+export async function writePages(pages: Pages): Promise<void> {
+  for (const [path, text] of await madeOfResults(pages)) await writeFile(path, text);
+}
+
+function folderOf(page: string, section: Section): string {
+  return join(dirname(page), basename(page, ".md"), section);
+}
+
+function resultOf(page: string, section: Section): string {
+  return join(folderOf(page, section), "result.json");
+}
+
+/** A line for each contender, so that a new result is a readable change. */
+function onLines(result: BenchResult): string {
+  const lines = JSON.stringify(result).replaceAll('{"name":', '\n{"name":');
+  return `${lines}\n`;
 }

@@ -8,7 +8,15 @@ import {
   valuesOf,
   type WorkloadResult,
 } from "./result.js";
-import { pairwiseRatios, type Spread, type Standing, spreadOf, standingOf, verdictOf } from "./statistics.js";
+import {
+  pairwiseRatios,
+  type Spread,
+  type Standing,
+  spreadOf,
+  standingOf,
+  standingOfAll,
+  verdictOf,
+} from "./statistics.js";
 
 /** A bound on one contender, and how it stands. */
 export interface JudgedTarget {
@@ -34,7 +42,8 @@ function judge(workload: WorkloadResult, target: Target): JudgedTarget {
     other === undefined
       ? spreadOf(valuesOf(contender, target.metric))
       : ratiosOf(contender, other, target.metric);
-  return { ...named, value, standing: standingOf(value, target.atMost) };
+  const standing = target.metric === "rss" ? standingOfAll : standingOf;
+  return { ...named, value, standing: standing(value, target.atMost) };
 }
 
 /** The contender of this name, if it has figures. */
@@ -47,7 +56,7 @@ function ratiosOf(contender: ContenderResult, other: ContenderResult, metric: Me
 }
 
 /** What everything was measured on and with: one paragraph. */
-export function circumstances({ machine, versions, settings }: BenchResult): string {
+export function circumstances({ machine, versions, settings, workloads }: BenchResult): string {
   const { cpu, cores, memoryGiB, kernel, fileSystem } = machine;
   const tools = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
   const size = settings.scale === 1 ? "" : ` Sizes × ${settings.scale}: good for trying out only.`;
@@ -56,13 +65,31 @@ export function circumstances({ machine, versions, settings }: BenchResult): str
     : "";
   return [
     `${cores} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}; inputs and outputs on ${fileSystem}.`,
-    `Medians of ${settings.runs} interleaved runs after a warm-up.${used}${size}`,
+    `Medians of ${roundsIn(workloads) ?? `up to ${settings.runs}`} interleaved runs after a warm-up.${used}${size}`,
     `${tools.join("; ")}.`,
   ].join(" ");
 }
 
+/** How many rounds each contender has had, at most. */
+export function roundsOf({ contenders }: WorkloadResult): number {
+  return Math.max(0, ...contenders.map(({ runs }) => runs.length));
+}
+
+/** "3 to 5", or undefined before anything was measured. */
+function roundsIn(workloads: readonly WorkloadResult[]): string | undefined {
+  const counts = workloads.map(roundsOf);
+  if (counts.length === 0) return undefined;
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  return least === most ? `${most}` : `${least} to ${most}`;
+}
+
 /** One workload: its table, and what the figures don't show. */
 export function workloadReport(workload: WorkloadResult): string {
+  return `### ${workload.title}\n\n${workload.about}\n\n${workloadFigures(workload)}`;
+}
+
+/** The table of a workload, and below it what is not in it. */
+export function workloadFigures(workload: WorkloadResult): string {
   const reference = measuredContender(workload, workload.reference);
   const counts = workload.contenders.some(({ outside }) => outside) ? OUTSIDE : TRAFFIC;
   const hasReads = workload.contenders.some(({ runs }) => runs.some(({ readMs }) => readMs !== undefined));
@@ -75,34 +102,27 @@ export function workloadReport(workload: WorkloadResult): string {
       ...counts.of(contender),
       ...(jobs === undefined ? [] : [number(spreadOf(valuesOf(contender, "wall")).median / jobs)]),
     ]);
-  const lines = [`### ${workload.title}`, "", workload.about, ""];
-  if (rows.length > 0) {
-    lines.push(
-      table(
-        [
-          workload.name,
-          "wall s",
-          `× ${workload.reference}`,
-          "",
-          "CPU s",
-          "× CPU",
-          "server CPU s",
-          "peak RSS MiB",
-          ...(hasReads ? ["ms for a read"] : []),
-          ...counts.names,
-          ...(jobs === undefined ? [] : [`wall s for each of ${jobs}`]),
-        ],
-        rows,
-      ),
-    );
-  }
-  if (workload.rounds !== undefined) {
-    lines.push("", `There was time for ${workload.rounds} of the rounds only.`);
-  }
+  const head = [
+    workload.name,
+    "wall s",
+    `× ${workload.reference}`,
+    "",
+    "CPU s",
+    "× CPU",
+    "server CPU s",
+    "peak RSS MiB",
+    ...(hasReads ? ["ms for a read"] : []),
+    ...counts.names,
+    ...(jobs === undefined ? [] : [`wall s for each of ${jobs}`]),
+  ];
+  const parts = rows.length > 0 ? [table(head, rows)] : [];
+  if (workload.rounds === 0) parts.push("There was no time for a whole round.");
+  else if (workload.rounds !== undefined)
+    parts.push(`There was time for ${workload.rounds} of the rounds only.`);
   for (const { name, state, reason } of workload.contenders) {
-    if (state !== "measured") lines.push("", `${name} is ${state}: ${reason ?? ""}`);
+    if (state !== "measured") parts.push(`${name} is ${state}: ${reason ?? ""}`);
   }
-  return `${lines.join("\n")}\n`;
+  return `${parts.join("\n\n")}\n`;
 }
 
 function row(contender: ContenderResult, reference: ContenderResult | undefined): string[] {
@@ -144,46 +164,57 @@ const OUTSIDE: Counts = {
 
 const VERDICTS = { less: "faster", more: "slower", none: "no difference", open: "too few runs" } as const;
 
-const MEASURED = { wall: "wall time", cpu: "CPU time", rss: "memory", read: "ms for a read" } as const;
+/** What a target is about: a ratio to its peer, or a figure by itself. */
+function measureOf({ metric, against }: Target): string {
+  if (against !== undefined) return RATIOS[metric];
+  return FIGURES[metric];
+}
+
+const RATIOS = { wall: "wall time", cpu: "CPU time", rss: "memory", read: "time of a read" } as const;
+const FIGURES = { wall: "wall s", cpu: "CPU s", rss: "peak RSS MiB", read: "ms for a read" } as const;
 
 export function targetsReport(result: Pick<BenchResult, "workloads">): string {
-  const judged = judgeTargets(result);
-  const rows = judged
-    .filter(({ target }) => target.metric !== "rss")
-    .map(({ workload, target, value, standing }) => [
-      workload,
-      target.contender,
-      MEASURED[target.metric],
-      target.against ?? "",
-      `≤ ${target.atMost.toFixed(2)}`,
-      spread(value),
-      standing,
-    ]);
-  const table_ =
-    rows.length === 0
-      ? ""
-      : table(["workload", "contender", "of", "against", "target", "measured", ""], rows);
-  const memory = judged.filter(({ target, value }) => target.metric === "rss" && value !== undefined);
-  if (memory.length === 0) return `${table_}\n`;
-  const most = memory.reduce((a, b) => ((a.value?.max ?? 0) >= (b.value?.max ?? 0) ? a : b));
-  const over = memory.filter(({ target, value }) => (value?.max ?? 0) > target.atMost);
-  const excess = over.map(
-    ({ workload, target, value }) => `${target.contender} in ${workload} (${value?.max.toFixed(0)} MiB)`,
-  );
-  return [
-    table_,
-    "",
-    `Peak RSS, target ≤ ${most.target.atMost} MiB: at most ${most.value?.max.toFixed(0)} MiB, in ${most.workload}.${
-      excess.length > 0 ? ` Over it: ${excess.join(", ")}.` : ""
-    }`,
-    "",
-  ].join("\n");
+  const rows = judgeTargets(result).map((judged) => [
+    judged.workload,
+    ...targetCells(judged.target),
+    measuredCell(judged),
+    judged.standing,
+  ]);
+  if (rows.length === 0) return "";
+  return `${table(["workload", ...TARGET_HEAD, "measured", ""], rows)}\n`;
+}
+
+export const TARGET_HEAD = ["contender", "of", "against", "target"] as const;
+
+/** What a target says, for {@link TARGET_HEAD}. */
+export function targetCells(target: Target): string[] {
+  return [target.contender, measureOf(target), target.against ?? "", `≤ ${shown(target.atMost, target)}`];
+}
+
+/** What was measured of a target, in as many digits as show on which side of it that is. */
+export function measuredCell({ target, value }: JudgedTarget): string {
+  if (value === undefined || Number.isNaN(value.median)) return "–";
+  if (target.metric === "rss") return shown(value.max, target);
+  const bound = shown(target.atMost, target);
+  const isClose = value.median !== target.atMost && shown(value.median, target) === bound;
+  return spread(value, digitsOf(target) + (isClose ? 1 : 0));
+}
+
+function shown(value: number, target: Target): string {
+  return value.toFixed(digitsOf(target));
+}
+
+/** Memory in whole MiB, seconds in thousandths; ratios and times of a read in hundredths. */
+function digitsOf({ metric, against }: Target): number {
+  if (metric === "rss") return 0;
+  return against === undefined && metric !== "read" ? 3 : 2;
 }
 
 /** Median, and smallest and largest in brackets. */
-export function spread(value: Spread | undefined): string {
+export function spread(value: Spread | undefined, digits = 2): string {
   if (value === undefined || Number.isNaN(value.median)) return "–";
-  return `${value.median.toFixed(2)} (${value.min.toFixed(2)}–${value.max.toFixed(2)})`;
+  const [median, min, max] = [value.median, value.min, value.max].map((each) => each.toFixed(digits));
+  return `${median} (${min}–${max})`;
 }
 
 /** Three digits that mean something. */

@@ -55,8 +55,9 @@ const contenderSchema = z.object({
 
 const targetSchema = z.object({
   contender: z.string(),
-  /** "rss" is an absolute bound in MiB, "read" one in ms; the others are ratios to `against`. */
+  /** "rss" is a bound on every run in MiB, "read" one in ms; the others are ratios to `against`. */
   metric: z.enum(["wall", "cpu", "rss", "read"]),
+  /** Left out: the bound is absolute, in seconds for "wall" and "cpu". */
   against: z.string().optional(),
   atMost: z.number(),
 });
@@ -69,7 +70,7 @@ const workloadSchema = z.object({
   reference: z.string(),
   contenders: z.array(contenderSchema),
   targets: z.array(targetSchema),
-  /** Where the time limit left room for fewer than were asked for. */
+  /** Where the time limit left room for fewer than were asked for; 0: not for one. */
   rounds: z.number().optional(),
 });
 

@@ -3,7 +3,7 @@
  */
 
 import { rmSync } from "node:fs";
-import { mkdtemp, statfs, writeFile } from "node:fs/promises";
+import { mkdtemp, open, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -30,7 +30,14 @@ async function placeToWork(scale: number): Promise<string> {
   return bavail * bsize >= ROOM_BYTES * scale ? "/dev/shm" : tmpdir();
 }
 
+/** @throws where the result could not be written hours later */
+async function demandWritable(path: string): Promise<void> {
+  // Nothing that it holds is lost before there is something new.
+  await (await open(path, "a")).close();
+}
+
 async function run(options: Settings): Promise<void> {
+  if (options.json !== undefined) await demandWritable(options.json);
   await demand(PROGRAMS.cc, PROGRAMS.qemuImg, PROGRAMS.qemuIo);
   const place = await placeToWork(options.scale);
   const folder = await mkdtemp(join(place, "nbdpull-bench-"));

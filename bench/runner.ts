@@ -18,7 +18,10 @@ export interface RunnerOptions {
   readonly scale: number;
   /** Measured rounds; the warm-up comes on top. */
   readonly runs: number;
-  /** When that is over no other round begins. A single command that takes as long has failed. */
+  /**
+   * For the whole workload, its inputs and the warm-up among it: nothing begins afterwards, and a round that
+   * was begun doesn't count. A single command that takes as long has failed.
+   */
   readonly limitMs: number;
   /** Which contenders take part. */
   readonly takesPart: (contender: string) => boolean;
@@ -39,7 +42,7 @@ interface Entry {
 }
 
 /**
- * Runs one workload: a warm-up round in which every result is verified, a pass through the counting relay,
+ * Runs one workload: a warm-up round in which every result is verified and what can be counted is counted,
  * then the measured rounds, A B C A B C, so that drift of the machine affects all alike.
  */
 export async function runWorkload(workload: Workload, options: RunnerOptions): Promise<WorkloadResult> {
@@ -68,34 +71,41 @@ async function runRounds(
 ): Promise<void> {
   if (able(entries).length === 0) return;
   const bench: Bench = { ...options, workload, work: folder, endsAt: performance.now() + options.limitMs };
-  let lastRoundMs = 0;
   options.say("making the inputs");
   const counted = await firstLook(bench);
 
   for (const entry of able(entries)) {
-    options.say(`warming up: ${entry.contender.name}`);
-    await attempt(entry, () => warmUp(entry, bench));
+    if (isOver(bench)) return;
+    options.say(`warming up${COUNTING[counted]}: ${entry.contender.name}`);
+    await attempt(entry, () => warmUp(entry, bench, counted));
   }
-  for (const entry of counted === "requests" ? able(entries) : []) {
-    options.say(`counting requests: ${entry.contender.name}`);
-    await attempt(entry, () => countTraffic(entry, bench));
-  }
-  for (const entry of counted === "calls" ? able(entries) : []) {
-    options.say(`counting calls to libvirt: ${entry.contender.name}`);
-    await attempt(entry, () => countCalls(entry, bench));
-  }
+  let lastRoundMs = 0;
   for (let round = 1; round <= options.runs; round += 1) {
     const began = performance.now();
-    if (round > 1 && began + lastRoundMs > bench.endsAt) return;
-    for (const entry of able(entries)) {
-      options.say(`round ${round} of ${options.runs}: ${entry.contender.name}`);
-      await attempt(entry, async () => {
-        await using scene = await setUp(bench);
-        entry.runs.push((await runOnce(entry, taskOf(scene, bench), scene, bench)).result);
-      });
+    if (began + lastRoundMs > bench.endsAt) return;
+    if (!(await runRound(round, able(entries), bench))) {
+      for (const { runs } of entries) runs.splice(round - 1);
+      return;
     }
     lastRoundMs = performance.now() - began;
   }
+}
+
+/** @returns false where the time was over before its end */
+async function runRound(round: number, entries: readonly Entry[], bench: Bench): Promise<boolean> {
+  for (const entry of entries) {
+    if (isOver(bench)) return false;
+    bench.say(`round ${round} of ${bench.runs}: ${entry.contender.name}`);
+    await attempt(entry, async () => {
+      await using scene = await setUp(bench);
+      entry.runs.push((await runOnce(entry, taskOf(scene, bench), scene, bench)).result);
+    });
+  }
+  return true;
+}
+
+function isOver({ endsAt }: Bench): boolean {
+  return performance.now() > endsAt;
 }
 
 /** What the runs of a workload have in common. */
@@ -111,11 +121,19 @@ function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
   return workload.setUp({ folder: work, inputs, scale });
 }
 
+type Counted = "requests" | "calls" | "nothing";
+
+const COUNTING: Readonly<Record<Counted, string>> = {
+  requests: ", counting requests",
+  calls: ", counting calls to libvirt",
+  nothing: "",
+};
+
 /**
  * What can be counted of this workload: requests only over Unix sockets without TLS, calls to libvirt where
  * domains are backed up. Makes the inputs first.
  */
-async function firstLook(bench: Bench): Promise<"requests" | "calls" | "nothing"> {
+async function firstLook(bench: Bench): Promise<Counted> {
   await using scene = await setUp(bench);
   if (scene.guest ?? scene.guests) return "calls";
   const [first] = scene.sources;
@@ -164,11 +182,17 @@ function fail(entry: Entry, error: unknown): void {
   entry.reason = error instanceof Error ? error.message : String(error);
 }
 
-async function warmUp(entry: Entry, bench: Bench): Promise<void> {
+/** The run that isn't timed: so what slows it down, as the relays do, may be in its way. */
+async function warmUp(entry: Entry, bench: Bench, counted: Counted): Promise<void> {
   const { contender } = entry;
   await using scene = await setUp(bench);
   const task = taskOf(scene, bench);
-  const { command } = await runOnce(entry, task, scene, bench);
+  const command =
+    counted === "requests"
+      ? await countTraffic(entry, scene, bench)
+      : counted === "calls"
+        ? await countCalls(entry, task, bench)
+        : (await runOnce(entry, task, scene, bench)).command;
   const files = await readdir(task.output, { recursive: true, withFileTypes: true });
   for (const file of files) {
     if (file.isFile()) entry.outputBytes += await storedBytes(join(file.parentPath, file.name));
@@ -241,35 +265,36 @@ async function touchMemory(folder: string, bytes: number): Promise<string> {
   return crumbsPath;
 }
 
-/** One run that isn't measured, through the relay. */
-async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
-  await using scene = await setUp(bench);
+/** One run through the relay. */
+async function countTraffic(entry: Entry, scene: Scene, bench: Bench): Promise<Command> {
   const [first] = scene.sources;
-  if (first?.at.kind !== "unix") return;
+  if (first?.at.kind !== "unix") throw new Error("requests are counted over Unix sockets only");
   const socket = join(bench.folder, "relay.sock");
   await using relay = await CountingRelay.listen(socket, first.at.socket);
   const throughRelay = (source: Source): Source => withAddress({ ...source, at: { kind: "unix", socket } });
-  await runOnce(entry, taskOf({ sources: scene.sources.map(throughRelay) }, bench), scene, bench);
+  const task = taskOf({ ...scene, sources: scene.sources.map(throughRelay) }, bench);
+  const { command } = await runOnce(entry, task, scene, bench);
   entry.traffic = relay.traffic;
+  return command;
 }
 
-/** One run that isn't timed. */
-async function countCalls(entry: Entry, bench: Bench): Promise<void> {
-  await using scene = await setUp(bench);
-  const task = taskOf(scene, bench);
+async function countCalls(entry: Entry, task: Task, bench: Bench): Promise<Command> {
   await emptyFolder(task.output);
-  entry.outside = await countOutside(entry.contender, task, bench.folder, bench.limitMs);
+  const { command, outside } = await countOutside(entry.contender, task, bench.folder, bench.limitMs);
+  entry.outside = outside;
+  return command;
 }
 
 function resultOf(workload: Workload, entries: readonly Entry[], asked: number): WorkloadResult {
   const { name, title, about, reference, targets } = workload;
-  const rounds = Math.max(...able(entries).map(({ runs }) => runs.length));
+  const measured = able(entries);
+  const rounds = Math.max(0, ...measured.map(({ runs }) => runs.length));
   return {
     name,
     title,
     about,
     reference,
-    ...(rounds < asked && rounds > 0 ? { rounds } : {}),
+    ...(rounds < asked && measured.length > 0 ? { rounds } : {}),
     targets: [...targets],
     contenders: entries.map(({ contender, outputBytes: _, ...rest }) => ({
       name: contender.name,

@@ -12,8 +12,8 @@ The same work by nbdpull and by its peers, side by side in one run. See bench/RE
   --only PATTERN[,...]        workloads with one of these in their names
   --contenders PATTERN[,...]  contenders with one of these in their names
   --runs N                    measured rounds, after a warm-up (default 7)
-  --minutes M                 when no other round of a workload begins, and the table says so; a command that takes
-                              as long has failed (default 10)
+  --minutes M                 what a workload may take, with its inputs and warm-up: rounds that don't fit are left
+                              out, and the table says so; a command that takes as long has failed (default 10)
   --scale S                   sizes and numbers of extents times S, above 0 and at most 1 (default 1)
   --node PATH                 the Node that runs nbdpull, and the harness itself (default: the one that runs npm)
   --json FILE                 also write all figures into a file
@@ -24,7 +24,7 @@ export interface Settings {
   readonly workloads: readonly Workload[];
   readonly takesPart: (contender: string) => boolean;
   readonly runs: number;
-  /** For one workload. */
+  /** For one workload, with its inputs and the warm-up. */
   readonly limitMs: number;
   readonly scale: number;
   readonly json: string | undefined;

@@ -55,10 +55,17 @@ export function verdictBetween(before: Spread, after: Spread): Verdict {
   return "none";
 }
 
-export type Standing = "met" | "missed" | "undecided";
+export type Standing = "met" | "missed" | "undecided" | "too few runs";
 
 /** A target is undecided where the median misses it, but some rounds did not. */
 export function standingOf(value: Spread, atMost: number): Standing {
+  if (value.count < ENOUGH_ROUNDS) return "too few runs";
   if (value.median <= atMost) return "met";
   return value.min <= atMost ? "undecided" : "missed";
+}
+
+/** A bound that no run may pass, as that of memory: one run that does is enough to miss it. */
+export function standingOfAll(value: Spread, atMost: number): Standing {
+  if (value.max > atMost) return "missed";
+  return value.count < ENOUGH_ROUNDS ? "too few runs" : "met";
 }

@@ -26,7 +26,7 @@ export function flagsToOptimizeLater(v8: string): readonly string[] {
 
 /**
  * Makes V8 optimise later. A command runs for a second or two, a third of which V8's optimising compiler
- * takes if it starts as early as in a server (docs/performance.md). Code that runs for long is still
+ * takes if it starts as early as in a server (docs/performance-history.md). Code that runs for long is still
  * optimised, so that `serve` and `mount`, which run for days, lose nothing but their first seconds.
  *
  * To be called when what the command needs is loaded: with other flags, V8 doesn't take the compiled code

@@ -3,8 +3,8 @@
 import { dirname, join } from "node:path";
 import { execa } from "execa";
 import { compareImages, type Image } from "../images.js";
-import { NBDPULL } from "../paths.js";
-import { PROGRAMS } from "../programs.js";
+import { benchFile, NBDPULL } from "../paths.js";
+import { PROGRAMS, PYTHON } from "../programs.js";
 import { type Contender, storedIn, type Task } from "../workload.js";
 
 type Format = "raw" | "qcow2";
@@ -73,16 +73,31 @@ export function nbdpullVerify(): Contender {
   };
 }
 
-/** Reads all the files that `verify` reads, on one processor. */
+/** All the files that `verify` reads. */
+function storedFiles(task: Task): string[] {
+  const { images, disk } = storedIn(task);
+  return images.flatMap(({ path }) => [path, join(dirname(path), `${disk}.digests`)]);
+}
+
+/** Reads them on one processor. */
 export function sha256sum(): Contender {
   return {
     name: "sha256sum",
     needs: [PROGRAMS.sha256sum],
-    command: (task) => {
-      const digestFile = ({ path }: Image): string => join(dirname(path), `${storedIn(task).disk}.digests`);
-      const { images } = storedIn(task);
-      return { program: "sha256sum", args: images.flatMap((image) => [image.path, digestFile(image)]) };
-    },
+    command: (task) => ({ program: "sha256sum", args: storedFiles(task) }),
+    verify: async () => "by its exit code only",
+  };
+}
+
+/** Reads them on all processors: bench/programs/read-by-all-cores.py. */
+export function readByAllCores(...digests: readonly "--sha256"[]): Contender {
+  return {
+    name: ["read by all cores", ...digests].join(" "),
+    needs: [PROGRAMS.python],
+    command: (task) => ({
+      program: PYTHON,
+      args: [benchFile("programs", "read-by-all-cores.py"), ...digests, ...storedFiles(task)],
+    }),
     verify: async () => "by its exit code only",
   };
 }

@@ -1,7 +1,7 @@
 import { nbdpullBackup } from "../contenders/nbdpull-backup.js";
 import { virtnbdbackup } from "../contenders/virtnbdbackup.js";
 import { guestScene } from "../guests.js";
-import { boundedMemory } from "../targets.js";
+import { LIBVIRT_MIB, memoryWithin } from "../targets.js";
 import type { Workload } from "../workload.js";
 
 export const libvirtFull: Workload = {
@@ -13,7 +13,7 @@ export const libvirtFull: Workload = {
   contenders: [virtnbdbackup("full"), nbdpullBackup("full")],
   targets: [
     { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.5 },
-    ...boundedMemory("nbdpull backup"),
+    memoryWithin(LIBVIRT_MIB, "nbdpull backup"),
   ],
   setUp: guestScene,
 };

@@ -1,6 +1,7 @@
 import { nbdpullBackup } from "../contenders/nbdpull-backup.js";
 import { virtnbdbackup } from "../contenders/virtnbdbackup.js";
 import { guestScene } from "../guests.js";
+import { LIBVIRT_MIB, memoryWithin } from "../targets.js";
 import type { Workload } from "../workload.js";
 
 const TRUSTING = "--prove-base=none";
@@ -20,7 +21,7 @@ export const libvirtIncremental: Workload = {
     { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.35 },
     { contender: "nbdpull backup", metric: "cpu", against: "virtnbdbackup", atMost: 1.5 },
     { contender: "nbdpull backup", metric: "wall", against: `nbdpull backup ${TRUSTING}`, atMost: 1.03 },
-    { contender: "nbdpull backup", metric: "rss", atMost: 90 },
+    memoryWithin(LIBVIRT_MIB, "nbdpull backup"),
   ],
   setUp: guestScene,
 };

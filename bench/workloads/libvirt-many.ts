@@ -2,7 +2,7 @@ import { nbdpullBackups } from "../contenders/nbdpull-backup.js";
 import { virtnbdbackupEach } from "../contenders/virtnbdbackup.js";
 import { manyGuestsScene } from "../guests.js";
 import { scaled } from "../scale.js";
-import { boundedMemory } from "../targets.js";
+import { LIBVIRT_MIB, memoryWithin } from "../targets.js";
 import type { Workload } from "../workload.js";
 
 const DOMAINS = 20;
@@ -16,7 +16,7 @@ export const libvirtMany: Workload = {
   contenders: [virtnbdbackupEach(), nbdpullBackups()],
   targets: [
     { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.5 },
-    ...boundedMemory("nbdpull backup"),
+    memoryWithin(LIBVIRT_MIB, "nbdpull backup"),
   ],
   setUp: (stage) => manyGuestsScene(stage, scaled(DOMAINS, stage.scale, 1)),
 };

@@ -3,7 +3,7 @@ import { nbdpullRestore } from "../contenders/stored.js";
 import { VIRTNBDBACKUP, virtnbdrestore } from "../contenders/virtnbdbackup.js";
 import { backedUpScene } from "../guests.js";
 import { PROGRAMS } from "../programs.js";
-import { boundedMemory } from "../targets.js";
+import { LIBVIRT_MIB, memoryWithin } from "../targets.js";
 import type { Workload } from "../workload.js";
 
 export const libvirtRestore: Workload = {
@@ -15,7 +15,7 @@ export const libvirtRestore: Workload = {
   contenders: [virtnbdrestore(), { ...nbdpullRestore("qcow2"), needs: [PROGRAMS.libvirt] }],
   targets: [
     { contender: "nbdpull restore qcow2", metric: "wall", against: "virtnbdrestore", atMost: 0.8 },
-    ...boundedMemory("nbdpull restore qcow2"),
+    memoryWithin(LIBVIRT_MIB, "nbdpull restore qcow2"),
   ],
   setUp: (stage) => backedUpScene(stage, { nbdpull: NBDPULL_BACKUP, virtnbdbackup: VIRTNBDBACKUP }),
 };

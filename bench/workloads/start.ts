@@ -1,14 +1,26 @@
-import { join } from "node:path";
+import { readdirSync } from "node:fs";
+import { basename, join } from "node:path";
 import { emptyProgram, firstRequest, printed, smallPull } from "../contenders/start.js";
 import { makeRaw } from "../images.js";
 import { type Node, nodesHere } from "../nodes.js";
+import { PROJECT } from "../paths.js";
+import type { Target } from "../result.js";
 import { serveByQemuNbd } from "../servers.js";
 import type { Workload } from "../workload.js";
 
 const KiB = 1024;
-const COMMANDS = "pull map info backup attach import points restore verify prune serve doctor demo".split(
-  " ",
-);
+
+/** Each has a file of its own with its usage. */
+const COMMANDS = readdirSync(join(PROJECT, "bin", "usage"))
+  .filter((name) => name.endsWith(".ts"))
+  .map((name) => basename(name, ".ts"));
+
+/** What a person or a script waits for at most, in seconds, with Node 24. */
+const SECONDS: readonly Target[] = [
+  { contender: "pull --help", metric: "wall", atMost: 0.04 },
+  { contender: "backup --help", metric: "wall", atMost: 0.06 },
+  { contender: "pull to its first request", metric: "wall", atMost: 0.06 },
+];
 
 /** How long each command takes to start, with each Node that is here. */
 export const starts: readonly Workload[] = nodesHere().map((node) => startWith(node));
@@ -32,6 +44,7 @@ function startWith(node: Node): Workload {
       { contender: "pull --help", metric: "wall", against: "node -e 0", atMost: 1.74 },
       { contender: "backup --help", metric: "wall", against: "node -e 0", atMost: 2.6 },
       { contender: "pull to its first request", metric: "wall", against: "node -e 0", atMost: 2.6 },
+      ...(node.version.startsWith("24.") ? SECONDS : []),
     ],
     setUp: async ({ folder }) => {
       const stretches = [{ offset: 0, length: 64 * KiB }];

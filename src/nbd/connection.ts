@@ -37,7 +37,7 @@ import { encodeGoodbye, encodeRequest, RequestBatch } from "./wire/requests.js";
 const WINDOW = 16;
 /**
  * Requests that wait leave when so few are in flight, several in one message: a message for each reply costs
- * both sides more than half a window of requests is worth (docs/performance.md).
+ * both sides more than half a window of requests is worth (docs/performance-history.md).
  */
 const REFILL = WINDOW / 2;
 

@@ -3,6 +3,7 @@ import { fillRandom, fillText } from "../../bench/data.js";
 import { evenly, scattered } from "../../bench/extents.js";
 import { scaled } from "../../bench/scale.js";
 import { WORKLOADS } from "../../bench/workloads/index.js";
+import { nbdpull } from "../support/nbdpull.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -72,5 +73,35 @@ describe("every workload", () => {
       ];
       for (const one of named) expect(names, name).toContain(one);
     }
+  });
+});
+
+describe("the workloads of starting", () => {
+  it("measure every command that there is", async () => {
+    const { stdout } = await nbdpull("--help");
+    const listed = stdout.slice(stdout.indexOf("\nCommands:\n"));
+    const names = [...listed.matchAll(/^ {2}([a-z]+)/gm)].map(([, name = ""]) => name);
+    const commands = names.filter((name) => name !== "help").map((name) => `${name} --help`);
+    expect(commands.length).toBeGreaterThan(20);
+    const starts = WORKLOADS.filter(({ name }) => name.startsWith("start-node-"));
+    expect(starts.length).toBeGreaterThan(0);
+    for (const { name, contenders } of starts) {
+      const measured = contenders.map((contender) => contender.name).filter((one) => / --help$/.test(one));
+      expect([...measured].sort(), name).toEqual([...commands].sort());
+    }
+  });
+});
+
+describe("the memory of what is measured", () => {
+  it("has the limit that is promised", () => {
+    const limits = WORKLOADS.flatMap(({ name, targets }) =>
+      targets.filter(({ metric }) => metric === "rss").map(({ atMost }) => [name, atMost] as const),
+    );
+    const of = (pattern: RegExp) =>
+      new Set(limits.flatMap(([name, most]) => (pattern.test(name) ? [most] : [])));
+    expect([...of(/^libvirt-/)]).toEqual([90]);
+    expect([...of(/^tls$/)]).toEqual([100]);
+    expect([...of(/^store-/)]).toEqual([192]);
+    expect([...of(/^(?!libvirt-|tls$|store-)/)]).toEqual([128]);
   });
 });

@@ -1,13 +1,18 @@
+import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { compare, comparisonReport, differences } from "../../bench/comparison.js";
 import { startedIn } from "../../bench/outside.js";
+import { PROJECT } from "../../bench/paths.js";
 import { targetsPlot, workloadPlot } from "../../bench/plots.js";
-import { fillMarkers, publish } from "../../bench/publication.js";
-import { circumstances, judgeTargets, targetsReport, workloadReport } from "../../bench/report.js";
-import type { RunResult } from "../../bench/result.js";
+import { fillMarkers, madeOfResults, publish, writePages } from "../../bench/publication.js";
+import { circumstances, judgeTargets, roundsOf, targetsReport, workloadReport } from "../../bench/report.js";
+import type { RunResult, Target } from "../../bench/result.js";
+import { readResult } from "../../bench/result-file.js";
+import { SECTIONS } from "../../bench/sections.js";
+import { WORKLOADS } from "../../bench/workloads/index.js";
 import { contenderOf, resultOf, workloadOf } from "./results.js";
 
 const theirs = contenderOf("theirs", 2, 4, 3, 3, 3);
@@ -42,6 +47,9 @@ describe("the report of a workload", () => {
     const report = workloadReport(workloadOf([theirs, ours], { rounds: 2 }));
     expect(report).toContain("There was time for 2 of the rounds only.");
     expect(workloadReport(workloadOf([theirs, ours]))).not.toContain("There was time");
+    const none = workloadOf([contenderOf("theirs"), contenderOf("ours")], { rounds: 0 });
+    expect(workloadReport(none)).toContain("There was no time for a whole round.");
+    expect(workloadReport(none)).not.toContain("|");
   });
 
   it("shows no ratios if the reference has no figures", () => {
@@ -105,19 +113,51 @@ describe("targets", () => {
     expect(targetsReport(result)).toContain("not measured");
   });
 
-  it("for memory are absolute, and reported in one sentence", () => {
-    const target = { contender: "ours", metric: "rss" as const, atMost: 8 };
-    const report = targetsReport(resultOf(workloadOf([ours], { targets: [target] })));
-    expect(report).toContain(
-      "Peak RSS, target ≤ 8 MiB: at most 10 MiB, in copy. Over it: ours in copy (10 MiB).",
+  it("for memory are absolute, each with its own limit, and for every run", () => {
+    const [most, some] = [10, 8].map((atMost) => ({ contender: "ours", metric: "rss" as const, atMost }));
+    const workloads = [
+      workloadOf([ours], { targets: [most as Target] }),
+      workloadOf([ours], { name: "tls", targets: [some as Target] }),
+    ];
+    const report = targetsReport(resultOf(...workloads));
+    expect(report).toContain("| copy | ours | peak RSS MiB |  | ≤ 10 | 10 | met |");
+    expect(report).toContain("| tls | ours | peak RSS MiB |  | ≤ 8 | 10 | missed |");
+  });
+
+  it("are not judged by few rounds", () => {
+    const few = workloadOf([contenderOf("theirs", 2, 2), contenderOf("ours", 1, 1)], {
+      targets: [
+        { contender: "ours", metric: "wall", against: "theirs", atMost: 0.5 },
+        { contender: "ours", metric: "rss", atMost: 128 },
+      ],
+    });
+    expect(judgeTargets(resultOf(few)).map(({ standing }) => standing)).toEqual([
+      "too few runs",
+      "too few runs",
+    ]);
+  });
+
+  it("without a peer are in seconds", () => {
+    const target = { contender: "ours", metric: "wall" as const, atMost: 0.04 };
+    const quick = contenderOf("ours", 0.041, 0.041, 0.041, 0.041, 0.042);
+    expect(targetsReport(resultOf(workloadOf([quick], { targets: [target] })))).toContain(
+      "| copy | ours | wall s |  | ≤ 0.040 | 0.041 (0.041–0.042) | missed |",
     );
+  });
+
+  it("that are missed by little show it", () => {
+    const target = { contender: "ours", metric: "wall" as const, against: "theirs", atMost: 0.5 };
+    const close = workloadOf([theirs, contenderOf("ours", 1.002, 2.004, 1.503, 1.503, 1.503)], {
+      targets: [target],
+    });
+    expect(targetsReport(resultOf(close))).toContain("| ≤ 0.50 | 0.501 (0.501–0.501) | missed |");
   });
 });
 
 describe("a workload that reads at random", () => {
   it("tells how long a read takes, with an absolute target", () => {
     const [run] = ours.runs as [RunResult];
-    const reads = { ...ours, runs: [2.5, 2.6, 2.7].map((readMs) => ({ ...run, readMs })) };
+    const reads = { ...ours, runs: [2.5, 2.6, 2.6, 2.6, 2.7].map((readMs) => ({ ...run, readMs })) };
     const target = { contender: "ours", metric: "read" as const, atMost: 3 };
     const workload = workloadOf([theirs, reads], { targets: [target] });
     expect(workloadReport(workload)).toMatch(/^\| copy \|.*\| peak RSS MiB \| ms for a read \|/m);
@@ -132,9 +172,14 @@ describe("the circumstances", () => {
   it("name machine, versions and settings, and mention scaled sizes", () => {
     const result = resultOf();
     expect(circumstances(result)).toBe(
-      "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
+      "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of up to 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
     );
     expect(circumstances({ ...result, settings: { runs: 1, scale: 0.1 } })).toContain("Sizes × 0.1");
+    const few = workloadOf([contenderOf("theirs", 1, 2), contenderOf("ours", 1)], { name: "few" });
+    expect(circumstances(resultOf(workloadOf([theirs]), few))).toContain(
+      "Medians of 2 to 5 interleaved runs",
+    );
+    expect(circumstances(resultOf(workloadOf([theirs])))).toContain("Medians of 5 interleaved runs");
     const used = { ...result, settings: { runs: 1, scale: 1, usedServers: true } };
     expect(circumstances(used)).toContain("QEMU's server has answered one read of 8 MiB");
   });
@@ -197,26 +242,53 @@ describe("publishing", () => {
     expect(() => fillMarkers("A", new Map([["x", "new"]]))).toThrow('no place for "x"');
   });
 
-  it("writes plots next to the page", async () => {
+  it("writes results and plots next to the page, and makes the page of them", async () => {
     const folder = await mkdtemp(join(tmpdir(), "bench-publish-"));
     try {
       const page = join(folder, "page.md");
-      const marks = ["circumstances", "targets", "workloads"].map(
-        (name) => `<!-- bench:${name} -->\n<!-- /bench:${name} -->\n`,
-      );
+      const names = ["in-short", "circumstances", "targets", "workloads", "libvirt", "store", "start"];
+      const marks = names.map((name) => `<!-- bench:${name} -->\n<!-- /bench:${name} -->\n`);
       await writeFile(page, marks.join("\n"));
-      await publish(resultOf(workloadOf([theirs, ours])), page);
+      const [workload = workloadOf([])] = WORKLOADS.map(({ name, title }) =>
+        workloadOf([theirs, ours], { name, title }),
+      );
+      const once = workloadOf([contenderOf("theirs", 1, 2), contenderOf("ours", 1, 2)], { name: "tls" });
+      const left = await publish("node24", [resultOf(workload, once)], { page });
+      expect(left).toEqual(["tls: 2 of 3 rounds"]);
+      await publish("node20", [resultOf(workloadOf([theirs])), resultOf(workload)], { page });
+      await writePages({ page });
       const written = await readFile(page, "utf8");
-      expect(written).toContain("### A copy");
-      expect(written).toContain("![A copy](page/copy.svg)");
-      expect(await readFile(join(folder, "page", "copy.svg"), "utf8")).toContain("</svg>");
-      const section = marks.map((mark) => mark.replaceAll("bench:", "bench:more-"));
-      await writeFile(page, [...marks, ...section].join("\n"));
-      await publish(resultOf(workloadOf([theirs, ours])), page, "more");
-      expect(await readFile(page, "utf8")).toContain("![A copy](page/more/copy.svg)");
-      expect(await readFile(join(folder, "page", "copy.svg"), "utf8")).toContain("</svg>");
+      expect(written.match(/^### .*/gm)).toEqual([`### ${workload.title}`]);
+      expect(written.match(/^\*\*Node .*/gm)).toHaveLength(2);
+      for (const section of ["node24", "node20"]) {
+        const address = `page/${section}/${workload.name}.svg`;
+        expect(written).toContain(`![${workload.title}](${address})`);
+        expect(await readFile(join(folder, address), "utf8")).toContain("</svg>");
+      }
+      expect(written).not.toContain("tls");
+      const other = { ...resultOf(workload), versions: { Node: "18.0.0" } };
+      await expect(publish("node20", [resultOf(workload), other], { page })).rejects.toThrow("versions");
     } finally {
       await rm(folder, { recursive: true });
+    }
+  });
+});
+
+describe("the pages of this project", () => {
+  const pages = { page: join(PROJECT, "docs", "performance.md"), readme: join(PROJECT, "README.md") };
+
+  it("say what the published results say", async () => {
+    for (const [path, text] of await madeOfResults(pages)) expect(await readFile(path, "utf8")).toBe(text);
+  });
+
+  it("show each workload once, and none of few rounds", async () => {
+    const titles = (await readFile(pages.page, "utf8")).match(/^### .*/gm) ?? [];
+    expect(new Set(titles).size).toBe(titles.length);
+    for (const section of SECTIONS) {
+      const path = join(PROJECT, "docs", "performance", section, "result.json");
+      if (!existsSync(path)) continue;
+      for (const workload of (await readResult(path)).workloads)
+        expect(roundsOf(workload), workload.name).toBeGreaterThanOrEqual(3);
     }
   });
 });

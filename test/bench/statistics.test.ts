@@ -4,6 +4,7 @@ import {
   pairwiseRatios,
   spreadOf,
   standingOf,
+  standingOfAll,
   verdictBetween,
   verdictOf,
 } from "../../bench/statistics.js";
@@ -57,5 +58,17 @@ describe("a target", () => {
     expect(standingOf({ count: 5, median: 0.8, min: 0.7, max: 1 }, 0.8)).toBe("met");
     expect(standingOf({ count: 5, median: 0.9, min: 0.85, max: 1 }, 0.8)).toBe("missed");
     expect(standingOf({ count: 5, median: 0.9, min: 0.75, max: 1 }, 0.8)).toBe("undecided");
+  });
+
+  it("is neither met nor missed by few rounds", () => {
+    expect(standingOf({ count: 4, median: 0.8, min: 0.7, max: 1 }, 0.8)).toBe("too few runs");
+    expect(standingOf({ count: 1, median: 0.9, min: 0.9, max: 0.9 }, 0.8)).toBe("too few runs");
+  });
+
+  it("for every run is missed by a single one, and met by enough of them", () => {
+    expect(standingOfAll({ count: 1, median: 129, min: 129, max: 129 }, 128)).toBe("missed");
+    expect(standingOfAll({ count: 5, median: 100, min: 99, max: 129 }, 128)).toBe("missed");
+    expect(standingOfAll({ count: 4, median: 100, min: 99, max: 128 }, 128)).toBe("too few runs");
+    expect(standingOfAll({ count: 5, median: 100, min: 99, max: 128 }, 128)).toBe("met");
   });
 });

@@ -184,8 +184,8 @@ export interface ImageWriter {
   hostOffset(cluster: number, rank: number): number;
   /**
    * Stores `data` at `hostOffset` before it returns, in any order. Writing costs least while bytes that have
-   * just arrived are still in the processor's cache (docs/performance.md). Places where nothing is stored
-   * read as zeroes.
+   * just arrived are still in the processor's cache (docs/performance-history.md). Where nothing is stored,
+   * zeroes are read.
    * @throws the file system's error (ENOSPC, EIO), with `code`
    */
   writeNow(hostOffset: number, data: Uint8Array): void;

@@ -103,11 +103,11 @@ export interface PullResult {
   readonly digestsSha256: string | undefined;
 }
 
-/** Reading so many clean bytes costs about as much as another request (calculated, docs/performance.md). */
+/** So many clean bytes cost about as much as another request (calculated, docs/performance-history.md). */
 const READ_THROUGH = 32 * 1024;
 /**
  * With two, a lane does the work of one segment for twice the bytes. More were measured to cost the server
- * memory and time (docs/performance.md).
+ * memory and time (docs/performance-history.md).
  */
 const MOST_REQUESTS_IN_SEGMENT = 2;
 const DEFAULT_CLUSTER_SIZE = 64 * 1024;

@@ -119,7 +119,7 @@ function lanesOf(inFlight: number, segmentBytes: number): number {
   return Math.max(1, Math.floor(inFlight / segmentBytes));
 }
 
-/** Smaller requests were measured to cost more in every respect (docs/performance.md). */
+/** Smaller requests were measured to cost more in every respect (docs/performance-history.md). */
 const REQUEST_SIZE = 512 * 1024;
 
 /**

@@ -54,7 +54,7 @@ export interface ReplyHandler {
 }
 
 const SCRATCH = 256;
-/** Large enough for few system calls, and small enough for the processor's cache (docs/performance.md). */
+/** Few system calls, and still in the processor's cache (docs/performance-history.md). */
 const WIDE_SCRATCH = 256 * 1024;
 const PAGE = 4096;
 /** Payloads of at most so many bytes wait until they are complete: moving a part costs less than a write. */

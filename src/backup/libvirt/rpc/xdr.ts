@@ -8,7 +8,7 @@
  *     type *                    0, or 1 and the value
  *     type<>                    count (4 bytes), the values
  *
- * Pure functions. Why not a package: docs/performance.md.
+ * Pure functions. Why not a package: docs/performance-history.md.
  */
 
 import { BackupError } from "../../base/errors.js";
