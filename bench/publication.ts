@@ -36,7 +36,7 @@ export interface Pages {
 }
 
 /**
- * Replaces what is published of a section.
+ * Replaces what is published of a section, unless there is nothing to publish.
  *
  * @param results of one run after the other, of the same programs on the same machine
  * @returns what was left out, as sentences: workloads with too few rounds
@@ -47,6 +47,7 @@ export async function publish(
   { page }: Pages,
 ): Promise<string[]> {
   const { result, left } = publishable(combined(results));
+  if (result.workloads.length === 0) return left;
   const folder = folderOf(page, section);
   await mkdir(folder, { recursive: true });
   for (const name of await readdir(folder)) if (name.endsWith(".svg")) await rm(join(folder, name));

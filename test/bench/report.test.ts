@@ -256,6 +256,7 @@ describe("publishing", () => {
       const left = await publish("node24", [resultOf(workload, once)], { page });
       expect(left).toEqual(["tls: 2 of 3 rounds"]);
       await publish("node20", [resultOf(workloadOf([theirs])), resultOf(workload)], { page });
+      expect(await publish("store", [resultOf(once)], { page })).toHaveLength(1);
       await writePages({ page });
       const written = await readFile(page, "utf8");
       expect(written.match(/^### .*/gm)).toEqual([`### ${workload.title}`]);
@@ -266,6 +267,7 @@ describe("publishing", () => {
         expect(await readFile(join(folder, address), "utf8")).toContain("</svg>");
       }
       expect(written).not.toContain("tls");
+      expect(written).toContain("<!-- bench:store -->\n\nThere is no result of 3 rounds yet.");
       const other = { ...resultOf(workload), versions: { Node: "18.0.0" } };
       await expect(publish("node20", [resultOf(workload), other], { page })).rejects.toThrow("versions");
     } finally {
