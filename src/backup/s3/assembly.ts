@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
-import { createHash } from "node:crypto";
 import type { CompletedPart } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, StoredObject } from "./asker.js";
 import type { Bucket } from "./bucket.js";
+import { partsETag } from "./etags.js";
 import { type CopiedRange, Multipart } from "./multipart.js";
 import { LARGEST_PART } from "./part-layout.js";
 
@@ -243,7 +243,8 @@ export class ObjectAssembly implements AsyncDisposable {
     const before = await this.#bucket.find(key, this.#options);
     const isSure = await this.#multipart.complete(Parts);
     const found = await this.#bucket.find(key, this.#options);
-    const isOurs = isSure || found?.etag === etagOf(Parts) || found?.etag !== before?.etag;
+    const isOurs =
+      isSure || found?.etag === partsETag(Parts.map(({ ETag }) => ETag)) || found?.etag !== before?.etag;
     if (found?.size === this.#end && isOurs) {
       this.#isOver = true;
       return found;
@@ -277,12 +278,4 @@ export class ObjectAssembly implements AsyncDisposable {
     await Promise.all(this.#pending);
     await this.#multipart.abort();
   }
-}
-
-/** As most stores make the ETag of an object of parts; undefined: theirs are no MD5. */
-function etagOf(parts: readonly CompletedPart[]): string | undefined {
-  const digests = parts.map(({ ETag }) => /^"?([0-9a-f]{32})"?$/.exec(ETag ?? "")?.[1]);
-  if (digests.includes(undefined)) return undefined;
-  const all = createHash("md5").update(Buffer.from(digests.join(""), "hex"));
-  return `${all.digest("hex")}-${parts.length}`;
 }

@@ -6,8 +6,24 @@ import { PartLayout } from "./part-layout.js";
  * gives another has what is there sent again.
  * @returns undefined where this host's rules forbid MD5
  */
-export function etagOf(bytes: Uint8Array): string | undefined {
+export function bytesETag(bytes: Uint8Array): string | undefined {
   return newHash()?.update(bytes).digest("hex");
+}
+
+/**
+ * The ETag that most stores give an object that was put together of parts with these ETags.
+ * @returns undefined: those of the parts are no MD5, or this host's rules forbid it
+ */
+export function partsETag(etags: readonly (string | undefined)[]): string | undefined {
+  const digests = etags.map((etag) => /^[0-9a-f]{32}$/.exec(bareETag(etag))?.[0]);
+  if (digests.includes(undefined)) return undefined;
+  return joinedETag(digests.map((digest) => Buffer.from(digest ?? "", "hex")));
+}
+
+/** @param digests of the parts */
+function joinedETag(digests: readonly Buffer[]): string | undefined {
+  const all = bytesETag(Buffer.concat(digests));
+  return all === undefined ? undefined : `${all}-${digests.length}`;
 }
 
 /** An ETag without quotation marks: some stores compare it with them, some without. */
@@ -63,6 +79,6 @@ export class ObjectETag {
     const [first, ...others] = this.#parts;
     if (this.#size <= this.#layout.bytesOf(0))
       return others.length === 0 ? first?.toString("hex") : undefined;
-    return `${etagOf(Buffer.concat(this.#parts))}-${this.#parts.length}`;
+    return joinedETag(this.#parts);
   }
 }

@@ -6,7 +6,7 @@ import type { AskOptions, StoredObject, UploadedPart } from "./asker.js";
 import type { Bucket } from "./bucket.js";
 import type { ComposedLayout } from "./composed-layout.js";
 import { CopiedBounds } from "./copied-bounds.js";
-import { etagOf } from "./etags.js";
+import { bytesETag } from "./etags.js";
 import { FilledBuffer } from "./filled-buffer.js";
 import { Multipart } from "./multipart.js";
 import { BUFFER_BYTES, cheapBytesOf, MOST_PARTS, PartLayout, type PieceLayout } from "./part-layout.js";
@@ -376,7 +376,7 @@ export class ObjectUpload implements AsyncDisposable {
     const left = this.#options.left?.parts.get(number);
     // Whoever has left it may still be sending another one: the store compares the ETag when it puts them
     // together.
-    if (left?.size === bytes.length && left.etag === etagOf(bytes)) {
+    if (left?.size === bytes.length && left.etag === bytesETag(bytes)) {
       return { PartNumber: number, ETag: left.etag };
     }
     return await this.#multipart.put(number, bytes);
