@@ -82,6 +82,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     }
     // Otherwise nothing was tried.
     expect(halves.copy + halves.backup).toBeGreaterThan(0);
+    expect(halves.prune).toBeGreaterThan(0);
   }, 3_600_000);
 
   /** Kills a run that has begun to change something. @returns whether it had not ended with that */
