@@ -1,3 +1,16 @@
+/**
+ * The definition room makes a definition fit for a host: one that a point has kept, of a guest that may come
+ * from another host, written by whoever can write to the repository.
+ *
+ * Read this file first: it makes the definition of a new domain of it (character-devices.ts has its serial
+ * lines). left-out.ts leaves in it only what definition-rules.ts allows. fit-to-host.ts changes what
+ * host-lacks.ts finds missing here (host-offers.ts reads what the host has, nearest-machine.ts and
+ * lacking-devices.ts compare, and lack.ts is one finding). try-definition.ts has libvirt try it at last, and
+ * left-trials.ts removes what killed trials have left.
+ *
+ * This room starts nothing, and knows no repository and no disk's data.
+ */
+
 import { randomBytes, randomUUID } from "node:crypto";
 import { type BootFile, moveBootFiles, wordFor } from "../libvirt/documents/boot-files.js";
 import { parseDomain } from "../libvirt/documents/domain-xml.js";
