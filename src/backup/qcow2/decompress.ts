@@ -1,4 +1,5 @@
 import { promisify } from "node:util";
+import type { MessagePort } from "node:worker_threads";
 import * as zlib from "node:zlib";
 import { BackupError, DamageError, messageOf } from "../base/errors.js";
 import type { ReadOptions } from "../image/image-file.js";
@@ -69,10 +70,25 @@ export async function decompressCluster(
 
 /**
  * Returns the memory of a cluster from {@link decompressCluster} that was copied: otherwise more than 100 MiB
- * of them wait for the garbage collector, which sees only small objects. Before Node 21 there is no way to.
+ * of them wait for the garbage collector, which sees only small objects.
  */
 export function giveBackCluster({ buffer, byteOffset, byteLength }: Buffer): void {
   // Small ones are parts of memory that Node gives to many.
   if (byteOffset !== 0 || buffer.byteLength !== byteLength + SPARE) return;
   if ("transfer" in buffer) (buffer.transfer as (length: number) => ArrayBuffer)(0);
+  else nobody().postMessage(undefined, [buffer as ArrayBuffer]);
+}
+
+let closedPort: MessagePort | undefined;
+
+/**
+ * A port that is closed: what is moved to it is gone at once. Before Node 21 there is no other way to give
+ * memory back.
+ */
+function nobody(): MessagePort {
+  if (closedPort) return closedPort;
+  const { MessageChannel } = process.getBuiltinModule("node:worker_threads");
+  closedPort = new MessageChannel().port1;
+  closedPort.close();
+  return closedPort;
 }
