@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { allOrNone } from "../base/in-parallel.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { Guard } from "../image/image-file.js";
 import { hasJournal, JOURNAL_FOLDER } from "./prune-journal.js";
@@ -7,6 +8,11 @@ import { hasJournal, JOURNAL_FOLDER } from "./prune-journal.js";
 export const PARTIAL = ".partial";
 /** Prefix of what is being removed. */
 const DEAD = ".dead-";
+/**
+ * What is removed at a time. The system takes its time to free a large image, one processor for each. Others
+ * of libuv's four threads stay free, so that the lock is renewed.
+ */
+const REMOVED_AT_ONCE = 2;
 
 /** Whether a folder of this name is a point that is being made, or that a dead run has left. */
 export function isPartialPoint(name: string): boolean {
@@ -47,7 +53,6 @@ export async function setAside(domain: HeldFolder, name: string): Promise<string
 }
 
 export async function removeDead(domain: HeldFolder): Promise<void> {
-  for (const name of await domain.names()) {
-    if (name.startsWith(DEAD)) await domain.remove(name);
-  }
+  const dead = (await domain.names()).filter((name) => name.startsWith(DEAD));
+  await allOrNone(dead, REMOVED_AT_ONCE, undefined, (name) => domain.remove(name));
 }
