@@ -56,7 +56,10 @@ export class Transport {
   #gathering: Uint8Array | undefined;
   #gathered = 0;
   #isHandingOver = false;
-  /** Messages not yet sent. */
+  /**
+   * Messages not yet sent. It serves the handshake, which sends several one after the other: requests come in
+   * batches already.
+   */
   #outbox: Uint8Array[] = [];
 
   /**
