@@ -10,8 +10,8 @@ const WORKERS = [
 ].map((name) => `dist/src/backup/${name}.js`);
 
 /**
- * What is loaded most often, by kind. What the same kinds need is one file: Node takes as long to find and
- * read a small file as to compile some 20 KiB. No kind loads for that what it doesn't need.
+ * What is loaded most often, by kind. What the same kinds need is one file, and files that nearly the same
+ * kinds need are joined, see {@link joined}.
  */
 const KINDS: Readonly<Record<string, RegExp>> = {
   start: /\/dist\/bin\/command-line\.js$/,
@@ -74,9 +74,103 @@ const SOURCES: InputOptions = {
   plugins: [withoutCommandFiles, lightBuiltins],
 };
 
+/**
+ * Bytes of our code that Node reads and compiles in the time in which it finds and opens one more file, and
+ * what that imports.
+ */
+const BYTES_OF_A_FILE = 20 * 1024;
+
+/** What takes long to load of Node's own, and so many bytes that no kind loads it for want of a file. */
+const SLOW_OF_NODE = /^node:(?:child_process|crypto|tls|worker_threads|zlib)$/;
+const BYTES_OF_SLOW = 16 * 1024 * 1024;
+
+/** Modules that go into one file. */
+interface Part {
+  /** The kinds that load it. */
+  readonly kinds: ReadonlySet<string>;
+  /** Bytes of code, and what Node's own modules are worth that it loads. */
+  readonly bytes: number;
+  readonly modules: readonly string[];
+}
+
+/** Bytes that all kinds load for a part. */
+function costOf({ kinds, bytes }: Pick<Part, "kinds" | "bytes">): number {
+  return kinds.size * (BYTES_OF_A_FILE + bytes);
+}
+
+/**
+ * Joins parts as long as that spares all kinds together more, by files, than it costs those that load what
+ * only others need. No two of them import each other in the end: one would run before what it needs.
+ *
+ * @param imports what each module imports
+ */
+function joined(parts: readonly Part[], imports: ReadonlyMap<string, readonly string[]>): Part[] {
+  const left = [...parts];
+  for (;;) {
+    const pairs = left
+      .flatMap((a, index) => left.slice(index + 1).map((b) => ({ a, b, both: union(a, b) })))
+      .map((pair) => ({ ...pair, spared: costOf(pair.a) + costOf(pair.b) - costOf(pair.both) }))
+      .filter(({ spared }) => spared > 0)
+      .sort((one, other) => other.spared - one.spared);
+    const next = pairs.find(({ a, b, both }) => {
+      const others = left.filter((part) => part !== a && part !== b);
+      return mayBeOne(both, others, imports);
+    });
+    if (next === undefined) return left;
+    left.splice(left.indexOf(next.a), 1);
+    left.splice(left.indexOf(next.b), 1, next.both);
+  }
+}
+
+function union(a: Part, b: Part): Part {
+  const kinds = new Set([...a.kinds, ...b.kinds]);
+  return { kinds, bytes: a.bytes + b.bytes, modules: [...a.modules, ...b.modules] };
+}
+
+/**
+ * Whether a part imports nothing that imports it, and nothing that not all of its kinds load: they would load
+ * that too.
+ */
+function mayBeOne(
+  part: Part,
+  others: readonly Part[],
+  imports: ReadonlyMap<string, readonly string[]>,
+): boolean {
+  const partOf = new Map(others.flatMap((other) => other.modules.map((id) => [id, other] as const)));
+  const own = new Set(part.modules);
+  const seenInside = new Set<string>();
+  const seenOutside = new Set<string>();
+  // Parts that it imports, all of whose modules are loaded then.
+  const reached = new Set<Part>();
+  /** True if there is something that rules it out. */
+  const walk = (id: string, isOutside: boolean): boolean => {
+    if (own.has(id)) return isOutside;
+    const other = partOf.get(id);
+    if (other !== undefined) {
+      if (reached.has(other)) return false;
+      reached.add(other);
+      for (const kind of part.kinds) if (!other.kinds.has(kind)) return true;
+      return other.modules.some((each) => (imports.get(each) ?? []).some((next) => walk(next, true)));
+    }
+    // A module that only passes on what others have is in no file.
+    const passed = isOutside ? seenOutside : seenInside;
+    if (passed.has(id)) return false;
+    passed.add(id);
+    return (imports.get(id) ?? []).some((next) => walk(next, isOutside));
+  };
+  return !part.modules.some((id) => (imports.get(id) ?? []).some((next) => walk(next, false)));
+}
+
 /** The name of the file that a module goes into; undefined: as the bundler has it. */
 async function filesByKind(): Promise<(module: string) => string | undefined> {
-  const bundle = await rolldown(SOURCES);
+  const imports = new Map<string, readonly string[]>();
+  const bundle = await rolldown({
+    ...SOURCES,
+    plugins: [
+      SOURCES.plugins,
+      { name: "imports", moduleParsed: ({ id, importedIds }) => void imports.set(id, importedIds) },
+    ],
+  });
   const { output } = await bundle.generate({ format: "esm" });
   await bundle.close();
   const chunks = output.filter((each): each is OutputChunk => each.type === "chunk");
@@ -97,10 +191,27 @@ async function filesByKind(): Promise<(module: string) => string | undefined> {
     };
     for (const { fileName } of entries) need(fileName);
   }
-  return (id) => {
-    const kinds = NAMED.test(id) ? undefined : kindsOf.get(id);
-    return kinds && ["for", ...kinds].join("-");
-  };
+  const bytesOf = new Map(
+    chunks.flatMap(({ modules }) =>
+      Object.entries(modules).map(([id, { renderedLength }]) => [id, renderedLength] as const),
+    ),
+  );
+  const parts = new Map<string, { kinds: Set<string>; bytes: number; modules: string[] }>();
+  for (const [id, kinds] of kindsOf) {
+    if (NAMED.test(id)) continue;
+    const name = [...kinds].join("-");
+    const part = parts.get(name) ?? { kinds, bytes: 0, modules: [] };
+    const slow = imports.get(id)?.filter((imported) => SLOW_OF_NODE.test(imported)) ?? [];
+    part.bytes += (bytesOf.get(id) ?? 0) + slow.length * BYTES_OF_SLOW;
+    part.modules.push(id);
+    parts.set(name, part);
+  }
+  const names = new Map(
+    joined([...parts.values()], imports).flatMap(({ kinds, modules }) =>
+      modules.map((id) => [id, ["for", ...kinds].join("-")] as const),
+    ),
+  );
+  return (id) => names.get(id);
 }
 
 /**

@@ -107,8 +107,8 @@ describe("the command's bundle", () => {
       expect(own).toHaveLength(1);
       const files = loaded(own[0] ?? "");
       // Fewer would mean that this test no longer knows how they are imported.
-      expect(files.size, what).toBeGreaterThan(10);
-      expect(files.size, what).toBeLessThan(60);
+      expect(files.size, what).toBeGreaterThan(5);
+      expect(files.size, what).toBeLessThan(40);
       for (const foreign of [store, programs, mounting]) expect(having(files, foreign), what).toEqual([]);
       const later = /\bimport\("\.\/((execa|display)-[^"]+)"\)/g;
       for (const [, file = "", kind = ""] of [...files].flatMap((name) => [...read(name).matchAll(later)])) {
