@@ -1,6 +1,8 @@
 import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
+import { onWaiting } from "../src/backup/base/waiting.js";
+import { refuseBadAddress } from "../src/backup/storage/open-store.js";
 import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-codes.js";
 import { hintIfAny } from "./hint-if-any.js";
 import { optimizeLater } from "./optimize-later.js";
@@ -54,8 +56,13 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       process.on(name, handler);
       return { name, handler };
     });
+    const stopListening = onWaiting(({ store, reason, seconds }) => {
+      output.note(`waiting for ${store}, which does not answer (${reason}), for up to ${seconds} s`);
+    });
+    const to: unknown = command.getOptionValue("to");
     const args = (): A => withRepository(command, given, words) as A;
     try {
+      for (const each of [...words, ...(typeof to === "string" ? [to] : [])]) refuseBadAddress(each);
       for (const warning of warnings) output.warn(warning);
       if (foreign !== undefined) sayForeign(foreign, command, output);
       const meant = args();
@@ -70,6 +77,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       output.failure(cause, await hint(cause, command));
       process.exitCode = exitCodeOf(cause);
     } finally {
+      stopListening();
       for (const { name, handler } of handlers) process.off(name, handler);
     }
   };

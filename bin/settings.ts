@@ -12,7 +12,7 @@ import { existsSync } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { type Command, InvalidArgumentError, type Option } from "commander";
 import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
-import { isS3Address } from "../src/backup/s3/address.js";
+import { isS3Address, parseS3Address } from "../src/backup/s3/address.js";
 import { meantIfAny } from "./hint-if-any.js";
 import { fillInDefaults } from "./options.js";
 
@@ -257,7 +257,15 @@ function repositoryIn(value: unknown, where: string): string | undefined {
 }
 
 function requireAbsolute(value: unknown, where: string, mayBeStore: boolean): string {
-  if (typeof value === "string" && (isAbsolute(value) || (mayBeStore && isS3Address(value)))) return value;
+  if (typeof value === "string" && isAbsolute(value)) return value;
+  if (mayBeStore && typeof value === "string" && isS3Address(value)) {
+    try {
+      parseS3Address(value);
+    } catch (error) {
+      throw wrongValue(where, messageOf(error));
+    }
+    return value;
+  }
   throw wrongValue(where, `give an absolute path${mayBeStore ? ", or s3://…" : ""}`);
 }
 

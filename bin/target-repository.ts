@@ -13,9 +13,13 @@ import type { CreateOptions } from "./options.js";
  * @throws {UsageError} `E_SCHEME`: the path looks like an address
  * @throws {PreconditionError} `E_NO_REPOSITORY`, or as `openStore` for a store
  */
-export async function requireRepository(path: string, { create }: CreateOptions): Promise<void> {
+export async function requireRepository(
+  path: string,
+  { create }: CreateOptions,
+  signal: AbortSignal,
+): Promise<void> {
   if (!namesStore(path)) await refuseAddress(path, "repository");
-  if (create || (await Repository.openIfThere(path))) return;
+  if (create || (await Repository.openIfThere(path, { signal }))) return;
   const doubt = namesStore(path)
     ? "are the bucket and the prefix right?"
     : "is its file system mounted, is the path right?";

@@ -55,7 +55,7 @@ export async function runAttach(
 ): Promise<void> {
   const storage = storageOf(options);
   const source = await jobSource(domain, options, signal);
-  await requireRepository(options.to, options);
+  await requireRepository(options.to, options, signal);
   await prepareToWrite(options.to, undefined, options, output);
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);

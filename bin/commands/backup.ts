@@ -95,7 +95,7 @@ async function backUpAsAsked(
   named: readonly string[],
 ): Promise<void> {
   const { output, options } = asked;
-  await requireRepository(options.to, options);
+  await requireRepository(options.to, options, asked.signal);
   await prepareToWrite(options.to, undefined, options, output);
   const domains = await chosenDomains(named, options, asked);
   const [only, ...others] = domains;

@@ -39,12 +39,13 @@ export async function runCopy(
   const { output, signal } = context;
   const which = whichOf(options);
   const remove = rulesOf(options);
-  const trusted = { trusted: options.trustRepository };
-  const from = await Repository.open(source, { ...trusted, signal });
+  const onWarning = (message: string): void => output.warn(message);
+  const trusted = { trusted: options.trustRepository, signal, onWarning };
+  const from = await Repository.open(source, trusted);
   const { domains: ours, missing } = await domainsOf(from, wanted, options);
   await warnOfStrangers(source, ours, output);
-  await requireRepository(target, options);
-  if (options.dryRun && !(await Repository.openIfThere(target))) {
+  await requireRepository(target, options, signal);
+  if (options.dryRun && !(await Repository.openIfThere(target, { signal }))) {
     throw new UsageError(
       "E_USAGE",
       `there is no repository at ${target} yet, so all would be copied: leave --dry-run out`,

@@ -57,7 +57,7 @@ async function retire(
   domainName: string | undefined,
 ): Promise<void> {
   const libvirt = new Libvirt({ signal, connect });
-  const alive = to === undefined ? undefined : await Repository.openIfThere(to);
+  const alive = to === undefined ? undefined : await Repository.openIfThere(to, { signal });
   const onWarning = (message: string): void => output.warn(message);
   const domains = await retireRepository({
     ...{ libvirt, domainName, repositoryId, alive, dryRun, signal, onWarning },

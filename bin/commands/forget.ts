@@ -36,7 +36,11 @@ export async function runForget(
   const { output, signal } = context;
   const { dryRun = false, uuid } = options;
   refuseChoice(options, wanted);
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, {
+    trusted: options.trustRepository,
+    signal,
+    onWarning: (message) => output.warn(message),
+  });
   const retire = async (of: readonly string[]): Promise<string[]> => {
     const gone: string[] = [];
     for (const each of of) {

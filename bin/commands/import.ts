@@ -30,7 +30,7 @@ export async function runImport(
   const images = imagesOf(image, options);
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
-  await requireRepository(options.to, options);
+  await requireRepository(options.to, options, signal);
   await prepareToWrite(options.to, undefined, options, output);
   const progress = await output.progress();
   try {

@@ -4,7 +4,6 @@ import { refuseAddress } from "../../src/backup/host/local-path.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { namesStore } from "../../src/backup/storage/open-store.js";
 import type { TrustOptions } from "../options.js";
-import type { Output } from "../output.js";
 import type { Context } from "../run.js";
 import { requireTrust } from "../trust.js";
 
@@ -12,8 +11,12 @@ interface InitOptions extends TrustOptions {
   readonly lifecycle?: true;
 }
 
-export async function runInit({ output }: Context, options: InitOptions, path: string): Promise<void> {
-  if (namesStore(path)) return await initInStore(output, path, options);
+export async function runInit(
+  { output, signal }: Context,
+  options: InitOptions,
+  path: string,
+): Promise<void> {
+  if (namesStore(path)) return await initInStore({ output, signal }, path, options);
   await refuseAddress(path, "repository");
   if (options.lifecycle) {
     throw new UsageError(
@@ -31,28 +34,30 @@ export async function runInit({ output }: Context, options: InitOptions, path: s
   output.result({ path, id }, [`${path}: a new repository, its id is ${id}`]);
 }
 
-async function initInStore(output: Output, path: string, { lifecycle }: InitOptions): Promise<void> {
+async function initInStore(
+  { output, signal }: Context,
+  path: string,
+  { lifecycle }: InitOptions,
+): Promise<void> {
+  const { unsafeStore } = await import("../../src/backup/repository/unsafe-store.js");
   const { endOldUploads, initStore } = await import("../../src/backup/repository/init-store.js");
   if (lifecycle) {
-    const known = await Repository.openIfThere(path);
+    const known = await Repository.openIfThere(path, { signal });
     if (known) {
-      const rule = await endOldUploads(path);
+      const rule = await endOldUploads(path, { signal });
       const text = `${path}: the repository stays as it is (its id is ${known.id})`;
       return output.result({ path, id: known.id, lifecycle: rule ? "put" : "there" }, [text, ruleText(rule)]);
     }
   }
-  const { id, abilities } = await initStore(path);
-  if (!abilities.conditionalCreate || !abilities.conditionalReplace) {
-    output.warn(
-      "the store takes no notice of conditions (If-None-Match, If-Match): let only one host write to this repository",
-    );
-  }
+  const { id, abilities } = await initStore(path, { signal });
+  const unsafe = unsafeStore(abilities);
+  if (unsafe !== undefined) output.warn(unsafe);
   const text = `${path}: a new repository, its id is ${id}`;
   if (!lifecycle) {
     const next = `uploads that a killed run leaves are ended by the next one; for domains that are never backed up again a rule of the bucket does it: nbdpull init --lifecycle ${shellWord(path)}`;
     return output.result({ path, id, ...abilities }, [text, next]);
   }
-  const rule = await endOldUploads(path);
+  const rule = await endOldUploads(path, { signal });
   output.result({ path, id, ...abilities, lifecycle: rule ? "put" : "there" }, [text, ruleText(rule)]);
 }
 

@@ -23,7 +23,7 @@ export async function runMount(
   folder: string,
 ): Promise<void> {
   const cache = cacheOf(options);
-  const repository = await Repository.open(path);
+  const repository = await Repository.open(path, { signal });
   const domain = await chooseDomain(repository, wanted, options);
   await warnOfStrangers(path, [domain], output);
   const { at, uuid, disk } = options;

@@ -37,6 +37,7 @@ export async function runPoints(
   const repository = await Repository.open(path, {
     trusted: options.trustRepository,
     signal: context.signal,
+    onWarning: (message) => context.output.warn(message),
   });
   const domains = await chooseDomains(repository, domain, options.uuid);
   const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;

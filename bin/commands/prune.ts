@@ -46,7 +46,11 @@ async function pruneAsAsked(
   wanted: string | undefined,
 ): Promise<void> {
   const { output, signal } = context;
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, {
+    trusted: options.trustRepository,
+    signal,
+    onWarning: (message) => output.warn(message),
+  });
   const among = options.only ?? [{ domain: wanted, uuid: options.uuid }];
   const folders = await Promise.all(among.map(({ domain, uuid }) => chooseDomains(repository, domain, uuid)));
   const domains = [...new Set(folders.flat())];

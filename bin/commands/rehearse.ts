@@ -47,7 +47,7 @@ export async function runRehearse(
 ): Promise<void> {
   const { output, signal } = context;
   const sign = signOf(options);
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, { trusted: options.trustRepository, signal });
   const all = await chooseDomains(repository, wanted, options.uuid);
   // A timer would take it for a proof.
   if (all.length === 0) throw noPoints();

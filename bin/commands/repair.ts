@@ -54,7 +54,11 @@ export async function runRepair(
   wanted: string | undefined,
 ): Promise<void> {
   const { output } = context;
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, {
+    trusted: options.trustRepository,
+    signal: context.signal,
+    onWarning: (message) => output.warn(message),
+  });
   const domains = await chooseDomains(repository, wanted);
   const { from = [] } = options;
   if (from.length > 0 && domains.length !== 1) {

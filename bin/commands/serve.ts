@@ -37,7 +37,7 @@ export async function runServe(
 ): Promise<void> {
   const cache = cacheOf(options);
   const where = await whereToListen(options, output);
-  const repository = await Repository.open(path);
+  const repository = await Repository.open(path, { signal });
   const domain = await chooseDomain(repository, wanted, options);
   await warnOfStrangers(path, [domain], output);
   const { at, uuid, disk: disks, maxClients, maxClientsPerHost } = options;

@@ -1,7 +1,7 @@
 /** Repositories in an object store: Ceph, with qemu-img and nbdcopy as judges. */
 import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { CreateMultipartUploadCommand } from "@aws-sdk/client-s3";
+import { CreateMultipartUploadCommand, PutBucketVersioningCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { DamageError } from "../../src/backup/base/errors.js";
@@ -173,6 +173,60 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const made = await nbdpull("init", lab.address("unconditional"));
     expect(made).toMatchObject({ code: 0 });
     expect(made.stderr).toContain("only one host");
+    const doctor = startNbdpull(["doctor", "--to", lab.address("unconditional"), "--json"]);
+    expect((await finished(doctor)).json()).toContainEqual(
+      expect.objectContaining({ status: "warn", cause: expect.stringContaining("only one host") }),
+    );
+  });
+
+  it.each([
+    ["copy", async (to: string) => ["copy", chain.repository.path, to, "--create"]],
+    [
+      "import",
+      async (to: string) => {
+        const image = join(lab.folder, "vda.raw");
+        await writeFile(image, Buffer.alloc(MiB, 7));
+        return ["import", image, "--domain", "guest", "--disk", "vda", "--to", to, "--create"];
+      },
+    ],
+  ])("that %s makes is told of once where the store takes no notice of conditions", async (_, words) => {
+    lab.line.fault = () => "ignore conditions";
+    const ran = await nbdpull(...(await words(lab.address("made"))));
+    expect(ran, ran.stderr).toMatchObject({ code: 0 });
+    expect(ran.stderr.match(/only one host/g)).toHaveLength(1);
+  });
+
+  it("is told of by whoever writes there, since versions were switched on or it was copied elsewhere", async () => {
+    const address = await stored("versioned");
+    const marker = JSON.parse((await lab.read("versioned/nbdpull.json")).toString()) as object;
+    const store = { conditionalCreate: true, conditionalReplace: true };
+    await lab.put("versioned/nbdpull.json", JSON.stringify({ ...marker, store }));
+    const prune = (): ReturnType<typeof nbdpull> => nbdpull("prune", address, "--keep-last", "1");
+    lab.line.fault = () => "ignore conditions";
+    const elsewhere = await prune();
+    lab.line.fault = () => undefined;
+    await lab.client.send(
+      new PutBucketVersioningCommand({
+        Bucket: lab.bucket,
+        VersioningConfiguration: { Status: "Enabled" },
+      }),
+    );
+    for (const ran of [elsewhere, await prune()]) {
+      expect(ran, ran.stderr).toMatchObject({ code: 0 });
+      expect(ran.stderr.split("takes none now"), ran.stderr + ran.stdout).toHaveLength(2);
+      expect(ran.stdout).toContain("can't replace on condition");
+    }
+  });
+
+  it("that another program has copied there is tried with little, which leaves nothing", async () => {
+    const address = await stored("foreign");
+    lab.line.fault = () => "ignore conditions";
+    lab.line.seen.length = 0;
+    const ran = await nbdpull("prune", address, "--keep-last", "4");
+    expect(ran, ran.stderr).toMatchObject({ code: 0 });
+    expect(ran.stderr.match(/only one host/g)).toHaveLength(1);
+    expect(lab.line.seen.filter((each) => each.startsWith("POST"))).toEqual([]);
+    expect(await lab.keys("foreign/.probe-")).toEqual([]);
   });
 
   it("has points that are listed, verified and restored as from a folder", async () => {

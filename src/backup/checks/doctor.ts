@@ -78,8 +78,8 @@ const LESSONS: readonly Lesson[] = [
 
 const REPOSITORY: Lesson = {
   name: "repository",
-  learn: async ({ repositoryPath: path }) =>
-    path === undefined ? {} : { repository: await Repository.openIfThere(path) },
+  learn: async ({ repositoryPath: path, signal }) =>
+    path === undefined ? {} : { repository: await Repository.openIfThere(path, { signal }) },
 };
 
 /** Runs all checks and goes on after a failure. The head of check.ts says what checks may change. */

@@ -29,7 +29,7 @@ interface PreflightOptions
  */
 export async function preflight(options: PreflightOptions): Promise<Forecast> {
   const { libvirt, domain, disks } = options;
-  const repository = await Repository.openIfThere(options.repositoryPath);
+  const repository = await Repository.openIfThere(options.repositoryPath, { signal: options.signal });
   const subject: Subject = { ...options, repository };
   await pass(JOB, subject, options);
   const guest = { libvirt, domain, ...(repository ? { repository } : {}) };

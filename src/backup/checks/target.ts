@@ -28,7 +28,9 @@ export async function lookAtTarget({
 }: Subject): Promise<readonly Found[]> {
   if (repositoryPath === undefined) return [];
   if (namesStore(repositoryPath)) {
-    return repository ? [pass(`${repositoryPath} lies in an object store`)] : [];
+    if (!repository) return [];
+    const unsafe = await repository.unsafeStore();
+    return [unsafe === undefined ? pass(`${repositoryPath} lies in an object store`) : warn(unsafe)];
   }
   const folder = await nearestFolder(resolve(repositoryPath));
   try {
@@ -71,11 +73,12 @@ export async function lookAtPoints({
   repository,
   repositoryPath,
   domain,
+  signal,
 }: Subject): Promise<readonly Found[]> {
   if (!repository) {
     if (repositoryPath === undefined) return [];
     // One that can't be opened has been told of already, with the reason.
-    const isKnown = await Repository.openIfThere(repositoryPath).then(
+    const isKnown = await Repository.openIfThere(repositoryPath, { signal }).then(
       () => true,
       () => false,
     );

@@ -188,10 +188,13 @@ export async function recordedRepositories(stateFolder: string): Promise<readonl
  * The repository itself, if it still is where this host last backed up to it.
  * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: something is there, and can't be read
  */
-export async function whereItWas({ id, folder }: RecordedRepository): Promise<Repository | undefined> {
+export async function whereItWas(
+  { id, folder }: RecordedRepository,
+  signal?: AbortSignal,
+): Promise<Repository | undefined> {
   await using held = await HeldFolder.open(folder);
   const known = await read(held, PLACE, place);
-  const there = known && (await Repository.openIfThere(known.path));
+  const there = known && (await Repository.openIfThere(known.path, { signal }));
   return there?.id === id ? there : undefined;
 }
 

@@ -67,7 +67,7 @@ export async function retireRepository(options: RetireOptions): Promise<readonly
   }
   const dead = recorded.filter((each) => each.id.startsWith(id));
   for (const each of dead) {
-    const there = await whereItWas(each);
+    const there = await whereItWas(each, options.signal);
     if (there) throw isAlive(there, each);
   }
   // The names of checkpoints have only the first digits, and another repository's may begin likewise.

@@ -1,5 +1,6 @@
 import { lstat } from "node:fs/promises";
 import { UsageError } from "../base/errors.js";
+import { withoutSecrets } from "../base/without-secrets.js";
 import { isMissing } from "./durable-files.js";
 
 /**
@@ -17,12 +18,13 @@ export async function refuseAddress(path: string, of: "repository" | "image"): P
     (error: unknown) => !isMissing(error),
   );
   if (isThere) return;
+  const shown = withoutSecrets(path);
   const isImage = of === "image";
   const meant =
-    scheme === "s3" && !isImage ? ` (Did you mean s3://${path.slice(3).replace(/^\/+/, "")}?)` : "";
+    scheme === "s3" && !isImage ? ` (Did you mean s3://${shown.slice(3).replace(/^\/+/, "")}?)` : "";
   const known = isImage
     ? "images are written to paths of this host only"
     : "only paths of this host and object stores (s3://BUCKET/PREFIX) are known";
-  const message = `${path} looks like an address ("${scheme}:"), and ${known}: mount it here (sshfs, NFS) and name that folder. A file of that name is ./${path}${meant}`;
-  throw new UsageError("E_SCHEME", message, { details: { path } });
+  const message = `${shown} looks like an address ("${scheme}:"), and ${known}: mount it here (sshfs, NFS) and name that folder. A file of that name is ./${shown}${meant}`;
+  throw new UsageError("E_SCHEME", message, { details: { path: shown } });
 }

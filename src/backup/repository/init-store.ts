@@ -10,6 +10,11 @@ interface InitializedStore {
   readonly abilities: StoreAbilities;
 }
 
+interface SignalOptions {
+  /** Ends every request to the store. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /**
  * Makes a repository below a prefix of an object store, when the store was found to do what it needs.
  * @param address `s3://BUCKET/PREFIX`
@@ -18,8 +23,8 @@ interface InitializedStore {
  * @throws {UsageError} `E_NOT_A_REPOSITORY`: something else is there
  * @throws as `openStore`
  */
-export async function initStore(address: string): Promise<InitializedStore> {
-  const root = await openStore(address);
+export async function initStore(address: string, options: SignalOptions = {}): Promise<InitializedStore> {
+  const root = await openStore(address, options);
   try {
     return await initIn(root, address);
   } finally {
@@ -34,8 +39,8 @@ export async function initStore(address: string): Promise<InitializedStore> {
  * @throws {PreconditionError} `E_S3_ACCESS`, `E_S3_LACKS`, `E_S3_RULES`
  * @throws as `openStore`
  */
-export async function endOldUploads(address: string): Promise<boolean> {
-  const root = await openStore(address);
+export async function endOldUploads(address: string, options: SignalOptions = {}): Promise<boolean> {
+  const root = await openStore(address, options);
   try {
     return await root.endOldUploads();
   } finally {

@@ -45,6 +45,7 @@ import { MANIFEST, readManifest, readManifests } from "./read-manifest.js";
 import { type Reading, readingInStore, readingUnlessPublishing } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
+import { unsafeStore } from "./unsafe-store.js";
 import { writeInFolder } from "./write-in-folder.js";
 import { leftInStore, makePointInStore, writeInStore } from "./write-in-store.js";
 
@@ -53,6 +54,8 @@ export interface RepositoryOptions {
   readonly trusted?: boolean | undefined;
   /** Ends every request to an object store. */
   readonly signal?: AbortSignal | undefined;
+  /** Told once, before something is written, what is unsafe about writing to this object store. */
+  readonly onWarning?: ((message: string) => void) | undefined;
 }
 
 /**
@@ -72,7 +75,19 @@ export class Repository {
   /** Undefined: it is a folder of this machine. */
   readonly #store: StoreRoot | undefined;
 
-  private constructor(path: string, id: string, { trusted = false }: RepositoryOptions, store?: StoreRoot) {
+  readonly #onUnsafe: (warning: string) => void;
+
+  private constructor(
+    path: string,
+    id: string,
+    { trusted = false, onWarning }: RepositoryOptions,
+    store?: StoreRoot,
+  ) {
+    let isTold = false;
+    this.#onUnsafe = (warning) => {
+      if (!isTold) onWarning?.(warning);
+      isTold = true;
+    };
     this.path = path;
     this.id = id;
     this.#trusted = trusted;
@@ -110,7 +125,7 @@ export class Repository {
     if (namesStore(path)) {
       const known = await Repository.openIfThere(path, options);
       if (known) return known;
-      await initStore(path);
+      await initStore(path, options);
     } else {
       if (!options.trusted) await refuseStrangers(path, []);
       await initFolder(path);
@@ -265,7 +280,10 @@ export class Repository {
     goOnWith?: ReadonlySet<string>,
   ): Promise<T> {
     assert(this.#store, "it is a folder of this machine");
-    return await writeInStore(this.#store, folderNameOf(domain), work, { signal, goOnWith });
+    return await writeInStore(this.#store, folderNameOf(domain), work, {
+      ...{ signal, goOnWith },
+      onUnsafe: this.#onUnsafe,
+    });
   }
 
   /**
@@ -321,6 +339,15 @@ export class Repository {
    */
   async replacesOnCondition(): Promise<boolean> {
     return (this.#store && (await abilitiesIn(this.#store))?.conditionalReplace) ?? true;
+  }
+
+  /**
+   * What its marker says of the object store that is unsafe; undefined: nothing, or it does not tell.
+   * @internal
+   */
+  async unsafeStore(): Promise<string | undefined> {
+    const abilities = this.#store && (await abilitiesIn(this.#store));
+    return abilities && unsafeStore(abilities);
   }
 
   /**
@@ -390,7 +417,10 @@ export class Repository {
     imagesAtOnce?: number,
   ): Promise<T> {
     if (this.#store) {
-      return await makePointInStore(this.#store, folderNameOf(domain), work, { imagesAtOnce, signal });
+      return await makePointInStore(this.#store, folderNameOf(domain), work, {
+        ...{ imagesAtOnce, signal },
+        onUnsafe: this.#onUnsafe,
+      });
     }
     const clear = (folder: HeldFolder) =>
       removeLeftovers(folder, (name) => begun !== undefined && name === partialName(begun.id));

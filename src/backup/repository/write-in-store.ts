@@ -7,11 +7,14 @@ import { mergeState } from "./merged-manifest.js";
 import type { PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
 import { makeStoredPoint } from "./stored-point.js";
+import { unsafeStore } from "./unsafe-store.js";
 
 interface WriteOptions {
   readonly signal: AbortSignal | undefined;
   /** Ids of points that stay if a killed run had begun to make them. */
   readonly goOnWith?: ReadonlySet<string> | undefined;
+  /** Told what is unsafe about writing to this store. */
+  readonly onUnsafe?: ((warning: string) => void) | undefined;
 }
 
 /** How points are known there. */
@@ -38,12 +41,15 @@ export async function writeInStore<T>(
   store: StoreRoot,
   name: string,
   work: (writing: StoreWriting) => Promise<T>,
-  { signal, goOnWith }: WriteOptions,
+  { signal, goOnWith, onUnsafe }: WriteOptions,
 ): Promise<T> {
+  const recorded = await abilitiesIn(store);
   // A repository that another program has copied there does not tell.
-  const abilities = (await abilitiesIn(store)) ?? (await store.probe());
+  const abilities = recorded ?? (await store.probeConditions());
   const writing = await store.write(name, { abilities, ...POINTS, signal });
   try {
+    const unsafe = unsafeStore(writing.abilities, recorded);
+    if (unsafe !== undefined) onUnsafe?.(unsafe);
     await writing.clearLeftovers({ signal, goOnWith });
     store.refresh(name);
     return await work(writing);
@@ -57,6 +63,7 @@ interface MakeOptions {
   /** How many images are made side by side, of this point and of others. */
   readonly imagesAtOnce: number | undefined;
   readonly signal: AbortSignal | undefined;
+  readonly onUnsafe?: WriteOptions["onUnsafe"];
 }
 
 /**
@@ -68,7 +75,7 @@ export async function makePointInStore<T>(
   store: StoreRoot,
   name: string,
   work: (point: PendingPoint) => Promise<T>,
-  { imagesAtOnce, signal }: MakeOptions,
+  { imagesAtOnce, signal, onUnsafe }: MakeOptions,
 ): Promise<T> {
   const make = async (writing: StoreWriting): Promise<T> => {
     await using folder = await store.folder(name);
@@ -76,5 +83,5 @@ export async function makePointInStore<T>(
     assert(folder, "the domain's folder is gone");
     return await makeStoredPoint(writing, work, { id: folder, imagesAtOnce, digestsBeside: true, signal });
   };
-  return await writeInStore(store, name, make, { signal });
+  return await writeInStore(store, name, make, { signal, onUnsafe });
 }

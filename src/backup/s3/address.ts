@@ -1,4 +1,5 @@
 import { UsageError } from "../base/errors.js";
+import { withoutSecrets } from "../base/without-secrets.js";
 
 /** Where a repository lies in an object store. */
 export interface S3Address {
@@ -27,6 +28,8 @@ const MOST_PREFIX_BYTES = 512;
 const EXAMPLE =
   "s3://BUCKET/PREFIX, with options such as ?endpoint=https://host:port&region=R&profile=P&path-style=yes";
 
+const OPTIONS: readonly string[] = ["endpoint", "region", "profile", "path-style"];
+
 /** Whether this text names an object store and not a path. */
 export function isS3Address(text: string): boolean {
   return text.startsWith(SCHEME);
@@ -37,16 +40,18 @@ export function isS3Address(text: string): boolean {
  * @throws {UsageError} `E_S3_ADDRESS`
  */
 export function parseS3Address(text: string): S3Address {
-  const refuse = (why: string): UsageError =>
-    new UsageError("E_S3_ADDRESS", `${text} is no address of a repository: ${why}. It is ${EXAMPLE}`, {
-      details: { address: text },
-    });
+  const refuse = (why: string): UsageError => {
+    const address = toBeShown(text);
+    const message = `${address} is no address of a repository: ${why}. It is ${EXAMPLE}`;
+    return new UsageError("E_S3_ADDRESS", message, { details: { address } });
+  };
   if (!isS3Address(text)) throw refuse(`it does not begin with ${SCHEME}`);
   const [path = "", options, ...more] = text.slice(SCHEME.length).split("?");
   if (more.length > 0) throw refuse("it has two question marks");
   const [bucket = "", ...names] = path.split("/");
   if (bucket === "") throw refuse("the bucket is missing");
-  if (bucket.includes("@")) {
+  // A secret may have slashes and question marks.
+  if (bucket.includes("@") || (bucket.includes(":") && text.includes("@"))) {
     throw refuse(
       "credentials do not belong into an address, where others see them: put them into ~/.aws/credentials",
     );
@@ -55,6 +60,20 @@ export function parseS3Address(text: string): S3Address {
     throw refuse(`no bucket can be called ${JSON.stringify(bucket)}`);
   }
   return { bucket, prefix: prefixOf(names, refuse), ...optionsOf(options ?? "", refuse) };
+}
+
+/** A text that is no address, to be shown: also without the values of options that no address has. */
+function toBeShown(text: string): string {
+  const [path = "", ...options] = withoutSecrets(text).split("?");
+  const shown = options.map((each) =>
+    each
+      .split("&")
+      .map((option) =>
+        OPTIONS.includes(option.split("=")[0] ?? "") ? option : option.replace(/=.*$/s, "=***"),
+      )
+      .join("&"),
+  );
+  return [path, ...shown].join("?");
 }
 
 /** The address in the form that `parseS3Address` reads. */
@@ -113,8 +132,11 @@ function optionsOf(
   for (const option of text === "" ? [] : text.split("&")) {
     const [name = "", ...values] = option.split("=");
     const value = values.join("=");
-    if (!["endpoint", "region", "profile", "path-style"].includes(name)) {
-      throw refuse(`there is no option ${JSON.stringify(name)}`);
+    if (!OPTIONS.includes(name)) {
+      // What follows an "&" in a secret looks like a name.
+      throw refuse(
+        text.includes("@") ? "it has an unknown option" : `there is no option ${JSON.stringify(name)}`,
+      );
     }
     if (value === "" || found.has(name)) throw refuse(`${name} needs one value`);
     found.set(name, value);

@@ -18,10 +18,11 @@ import {
 } from "@aws-sdk/client-s3";
 import { type BackupError, DamageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
-import type { S3Address } from "./address.js";
+import { tellWaiting } from "../base/waiting.js";
+import { AWS_ENDPOINT, type S3Address } from "./address.js";
 import type { Asker, AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
-import { clientFor, copyIdleMs, endpointOf, lastingAddress } from "./client.js";
-import { isAbsent, isUnmet, statusOf, storeError } from "./errors.js";
+import { clientFor, copyIdleMs, lastingAddress } from "./client.js";
+import { isAbsent, isUnmet, reasonOf, statusOf, storeError } from "./errors.js";
 import { bareETag } from "./etags.js";
 import { listFolders, listObjects, listParts, listUploads } from "./listing.js";
 import { ObjectReads } from "./object-reads.js";
@@ -29,39 +30,53 @@ import { patiently } from "./patience.js";
 
 /** A store that is away for longer fails the work. */
 const PATIENCE_MS = 60_000;
-/** Until something has answered, the address may be wrong. */
-const FIRST_PATIENCE_MS = 2_500;
+/** A host whose name nobody knows is a wrong address, unless something there has answered before. */
+const UNKNOWN_HOST_PATIENCE_MS = 2_500;
+/** When it is told that a store is waited for which has not answered yet. */
+const TOLD_AFTER_MS = 2_000;
 const DELETES_AT_ONCE = 16;
 
+interface OpenOptions extends AskOptions {
+  /** How long a store that is away is waited for; default: a minute. */
+  readonly patienceMs?: number | undefined;
+}
+
 export class Bucket implements Asker, Disposable {
+  /** With the endpoint in use. */
   readonly address: S3Address;
   readonly client: S3Client;
   readonly #signal: AbortSignal | undefined;
   readonly #reads: ObjectReads;
-  #patienceMs = FIRST_PATIENCE_MS;
+  readonly #patienceMs: number;
+  /** Whether something has answered: then the address is right. */
+  #hasAnswered = false;
+  #hasSucceeded = false;
+  #isTold = false;
   /** By the time after which a silent connection is given up. */
   readonly #copiers = new Map<number, Promise<S3Client>>();
 
-  private constructor(address: S3Address, client: S3Client, signal: AbortSignal | undefined) {
+  private constructor(address: S3Address, client: S3Client, { signal, patienceMs }: OpenOptions) {
     this.address = address;
     this.client = client;
     this.#signal = signal;
+    this.#patienceMs = patienceMs ?? PATIENCE_MS;
     this.#reads = new ObjectReads(this);
   }
 
   /**
-   * Connects, and looks whether the bucket is there.
+   * Connects, and looks whether the bucket is there. If the store does not answer it is waited for, since it
+   * may be starting, and that is told (`tellWaiting`).
    * @param options.signal ends every request to it, also later ones
    * @throws {PreconditionError} there is no such bucket, or these credentials may not use it: `E_S3_BUCKET`,
    *   `E_S3_ACCESS`, `E_S3_CREDENTIALS`, `E_S3_REGION`, `E_S3_CLOCK`, `E_S3_TLS`
    * @throws {BackupError} `E_S3_UNREACHABLE`
-   * @throws {UsageError} `E_S3_CA`
+   * @throws {UsageError} `E_S3_CA`, `E_S3_ADDRESS`
    */
-  static async open(address: S3Address, options: AskOptions = {}): Promise<Bucket> {
-    const bucket = new Bucket(address, await clientFor(address), options.signal);
+  static async open(asked: S3Address, options: OpenOptions = {}): Promise<Bucket> {
+    const address = await lastingAddress(asked);
+    const bucket = new Bucket(address, await clientFor(address), options);
     try {
       await bucket.#assertThere();
-      bucket.#patienceMs = PATIENCE_MS;
       return bucket;
     } catch (error) {
       bucket.client.destroy();
@@ -71,8 +86,9 @@ export class Bucket implements Asker, Disposable {
 
   /** The same one for what must be done although its signal was given. It is closed with this one. */
   withoutSignal(): Bucket {
-    const steady = new Bucket(this.address, this.client, undefined);
-    steady.#patienceMs = this.#patienceMs;
+    const steady = new Bucket(this.address, this.client, { patienceMs: this.#patienceMs });
+    steady.#hasAnswered = this.#hasAnswered;
+    steady.#hasSucceeded = this.#hasSucceeded;
     return steady;
   }
 
@@ -84,14 +100,10 @@ export class Bucket implements Asker, Disposable {
     return copier;
   }
 
-  /** For messages. */
+  /** For messages: no credentials. */
   get store(): string {
-    return endpointOf(this.address) ?? "AWS";
-  }
-
-  /** Its address with the endpoint that is in use: no credentials. */
-  async lastingAddress(): Promise<S3Address> {
-    return await lastingAddress(this.client, this.address);
+    const { endpoint = AWS_ENDPOINT } = this.address;
+    return endpoint === AWS_ENDPOINT ? "AWS" : endpoint;
   }
 
   /** What everything else needs too: an answer to it says what is wrong, as one without a body does not. */
@@ -124,13 +136,35 @@ export class Bucket implements Asker, Disposable {
       each.addEventListener("abort", abort, { once: true });
     }
     try {
-      return await patiently(() => request(own.signal), { patienceMs: this.#patienceMs, signal: own.signal });
+      const answer = await patiently(() => request(own.signal), {
+        patienceMs: (error) => this.#patienceFor(error),
+        onFailure: (error, waitedMs) => this.#tellOf(error, waitedMs),
+        signal: own.signal,
+      });
+      this.#hasAnswered = true;
+      this.#hasSucceeded = true;
+      return answer;
     } catch (error) {
       own.signal.throwIfAborted();
       throw this.failure(error, action, key);
     } finally {
       for (const each of both) each.removeEventListener("abort", abort);
     }
+  }
+
+  #patienceFor(error: unknown): number {
+    const status = statusOf(error);
+    // A clock that is wrong is corrected by one answer, or never.
+    if (status !== undefined && status !== 403) this.#hasAnswered = true;
+    const isUnknown = !this.#hasAnswered && (status !== undefined || reasonOf(error) === "ENOTFOUND");
+    return isUnknown ? Math.min(UNKNOWN_HOST_PATIENCE_MS, this.#patienceMs) : this.#patienceMs;
+  }
+
+  /** Of a store that has never answered, once. */
+  #tellOf(error: unknown, waitedMs: number): void {
+    if (this.#isTold || waitedMs < TOLD_AFTER_MS || this.#hasSucceeded) return;
+    this.#isTold = true;
+    tellWaiting({ store: this.store, reason: reasonOf(error), seconds: Math.round(this.#patienceMs / 1000) });
   }
 
   /** A failure as an error of ours. */

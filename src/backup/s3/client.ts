@@ -5,6 +5,9 @@ import { S3Client, type S3ClientConfig } from "@aws-sdk/client-s3";
 import { UsageError } from "../base/errors.js";
 import { AWS_ENDPOINT, plainEndpoint, type S3Address } from "./address.js";
 
+// It would write a warning to standard error with older versions of Node, once a process.
+process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
+
 const MOST_CONNECTIONS = 48;
 const CONNECT_MS = 10_000;
 /** A connection on which nothing moves for so long is given up. */
@@ -26,15 +29,14 @@ export function copyIdleMs(bytes: number): number {
 }
 
 /**
- * A client for the store of an address. Credentials come from where AWS's own tools look for them: variables,
+ * A client for the store of an address that `lastingAddress` has given. Credentials come from where AWS's own tools look for them: variables,
  * files, a container or the machine's role. It tries each request once.
  * @param idleMs after which a connection on which nothing moves is given up
  * @throws {UsageError} `E_S3_CA`: the file that AWS_CA_BUNDLE names cannot be read
  */
 export async function clientFor(address: S3Address, idleMs = IDLE_MS): Promise<S3Client> {
-  // It would write a warning to standard error with older versions of Node, once a process.
-  process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
-  const endpoint = endpointOf(address);
+  const { endpoint = AWS_ENDPOINT } = address;
+  const isAws = endpoint === AWS_ENDPOINT;
   const agent = { keepAlive: true, maxSockets: MOST_CONNECTIONS };
   const config: S3ClientConfig = {
     maxAttempts: 1,
@@ -43,7 +45,7 @@ export async function clientFor(address: S3Address, idleMs = IDLE_MS): Promise<S
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
     followRegionRedirects: true,
-    forcePathStyle: address.pathStyle ?? (endpoint !== undefined || !isHostName(address.bucket)),
+    forcePathStyle: address.pathStyle ?? (!isAws || !isHostName(address.bucket)),
     requestHandler: {
       connectionTimeout: CONNECT_MS,
       socketTimeout: idleMs,
@@ -53,8 +55,8 @@ export async function clientFor(address: S3Address, idleMs = IDLE_MS): Promise<S
     },
     logger: SILENT,
   };
-  if (address.endpoint === AWS_ENDPOINT) config.ignoreConfiguredEndpointUrls = true;
-  else if (address.endpoint !== undefined) config.endpoint = address.endpoint;
+  if (isAws) config.ignoreConfiguredEndpointUrls = true;
+  else config.endpoint = endpoint;
   if (address.profile !== undefined) config.profile = address.profile;
   const region = address.region ?? process.env["AWS_REGION"] ?? process.env["AWS_DEFAULT_REGION"];
   if (region !== undefined) return new S3Client({ ...config, region });
@@ -72,16 +74,31 @@ const nothing = (): void => undefined;
 /** The library never writes to the terminal. */
 const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, error: nothing };
 
-/** The store's URL if it is not AWS, as far as the address and the variables say. */
-export function endpointOf({ endpoint }: S3Address): string | undefined {
-  if (endpoint === AWS_ENDPOINT) return undefined;
-  return endpoint ?? process.env["AWS_ENDPOINT_URL_S3"] ?? process.env["AWS_ENDPOINT_URL"];
+/**
+ * The address with the endpoint in use, without credentials: it leads to the same store where AWS's variables
+ * and files say something else.
+ * @throws {UsageError} `E_S3_ADDRESS`: the endpoint that these name is no URL
+ */
+export async function lastingAddress(address: S3Address): Promise<S3Address> {
+  const endpoint = address.endpoint ?? (await configuredEndpoint()) ?? AWS_ENDPOINT;
+  try {
+    return { ...address, endpoint: plainEndpoint(endpoint) };
+  } catch {
+    // Not what it is: credentials may be in it.
+    const message =
+      "the endpoint that AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or AWS's files name is no URL: it begins with https:// or http://";
+    throw new UsageError("E_S3_ADDRESS", message);
+  }
 }
 
-/** An address that leads to the same store where AWS's variables and files say something else. */
-export async function lastingAddress(client: S3Client, address: S3Address): Promise<S3Address> {
-  const endpoint = address.endpoint ?? (await client.config.serviceConfiguredEndpoint?.());
-  return { ...address, endpoint: endpoint === undefined ? AWS_ENDPOINT : plainEndpoint(endpoint) };
+/** What AWS's variables say, and its files in the section of AWS_PROFILE; undefined: AWS itself. */
+async function configuredEndpoint(): Promise<string | undefined> {
+  const asked = new S3Client({ region: ANY_REGION, logger: SILENT });
+  try {
+    return await asked.config.serviceConfiguredEndpoint?.();
+  } finally {
+    asked.destroy();
+  }
 }
 
 /** Whether a certificate for AWS's hosts covers the bucket as a part of the host's name. */

@@ -22,11 +22,15 @@ const RETAKE_MS = 100;
  */
 const SETTLE = 1 / 30;
 const MOST_LEASE_BYTES = 4096;
+/** No object has this ETag. */
+const NOBODYS = "0".repeat(32);
 
 /** The right to write below a prefix, which one process has at a time. */
 export interface Lease {
   /** Aborted when it was lost: nothing may be committed then. */
   readonly lost: AbortSignal;
+  /** What the store does: what was said of it before, unless it took no notice of a condition just now. */
+  readonly abilities: StoreAbilities;
   /**
    * Call it right before a change that others must not make at the same time.
    * @throws {BackupError} `E_LEASE_LOST`
@@ -48,7 +52,11 @@ interface LeaseOptions {
   readonly of: string;
   /** How long to wait for another holder who lives, which is known when it is renewed. */
   readonly waitMs: number;
-  /** Where the store can't write on condition, two who take it in the same moment may both get it. */
+  /**
+   * What the store was found to do once. That may have changed: versions were switched on in the bucket, or
+   * all was copied to another store. So one condition that can't hold is tried on the lease. Where the store
+   * can't write on condition, two who take it in the same moment may both get it.
+   */
   readonly abilities: StoreAbilities;
   readonly signal?: AbortSignal | undefined;
   /** How long a lease lasts that is not renewed; default 60 s. All who use a store must have the same. */
@@ -111,7 +119,7 @@ function holderOf(bytes: Buffer): Partial<SystemProcess> {
   };
 }
 
-interface TakeOptions extends Pick<LeaseOptions, "abilities"> {
+interface TakeOptions extends Pick<LeaseOptions, "abilities" | "signal"> {
   /** Of the lease that is taken over; undefined: there is none. */
   readonly etag: string | undefined;
   readonly termMs: number;
@@ -150,21 +158,28 @@ class HeldLease implements Lease {
 
   /** @returns undefined if another process was quicker */
   static async take(bucket: Bucket, key: string, options: TakeOptions): Promise<HeldLease | undefined> {
-    const { etag, abilities } = options;
+    const { etag, abilities, signal } = options;
     const [at, holder] = [performance.now(), randomUUID()];
-    const content = await contentNow(holder);
-    const held = (found: string | undefined): HeldLease | undefined =>
-      found === undefined ? undefined : new HeldLease(bucket, key, options, { holder, etag: found, at });
-    if (!abilities.conditionalCreate || !abilities.conditionalReplace) {
-      await bucket.put(key, content);
-      await sleep(options.termMs * SETTLE);
-      const found = await bucket.get(key, MOST_LEASE_BYTES);
-      return held(found?.bytes.equals(content) ? found.etag : undefined);
-    }
-    if (etag !== undefined) return held(await bucket.replaceIfUnchanged(key, content, { etag }));
-    if (!(await bucket.putIfAbsent(key, content))) return undefined;
-    const made = await bucket.get(key, MOST_LEASE_BYTES);
-    return held(made?.bytes.equals(content) ? made.etag : undefined);
+    let content = await contentNow(holder);
+    const held = (found: string | undefined, abilities: StoreAbilities): HeldLease | undefined => {
+      const taken = found === undefined ? undefined : { holder, etag: found, at };
+      return taken && new HeldLease(bucket, key, { ...options, abilities }, taken);
+    };
+    if (abilities.conditionalCreate && abilities.conditionalReplace) {
+      const taken = await takeOnCondition(bucket, key, content, { etag, signal });
+      if (taken === undefined) return undefined;
+      content = await contentNow(holder);
+      const replaced = await bucket.replaceIfUnchanged(key, content, { etag: NOBODYS, signal });
+      if (replaced === undefined) return held(taken, abilities);
+    } else await bucket.put(key, content, { signal });
+    await sleep(options.termMs * SETTLE);
+    const found = await bucket.get(key, MOST_LEASE_BYTES, { signal });
+    const isOurs = found?.bytes.equals(content) ?? false;
+    return held(isOurs ? found?.etag : undefined, { conditionalCreate: false, conditionalReplace: false });
+  }
+
+  get abilities(): StoreAbilities {
+    return this.#options.abilities;
   }
 
   get lost(): AbortSignal {
@@ -244,6 +259,19 @@ class HeldLease implements Lease {
       // It ends by itself.
     }
   }
+}
+
+/** @returns the ETag of the lease; undefined: another process was quicker */
+async function takeOnCondition(
+  bucket: Bucket,
+  key: string,
+  content: Buffer,
+  { etag, signal }: Pick<TakeOptions, "etag" | "signal">,
+): Promise<string | undefined> {
+  if (etag !== undefined) return await bucket.replaceIfUnchanged(key, content, { etag, signal });
+  if (!(await bucket.putIfAbsent(key, content, { signal }))) return undefined;
+  const made = await bucket.get(key, MOST_LEASE_BYTES, { signal });
+  return made?.bytes.equals(content) ? made.etag : undefined;
 }
 
 /** Another content each time, so that the ETag changes. */

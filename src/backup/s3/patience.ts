@@ -6,8 +6,13 @@ const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 10_000;
 
 interface Patience {
-  /** Begins no further try so many milliseconds after the first failure, however long that took. */
-  readonly patienceMs: number;
+  /**
+   * Begins no further try so many milliseconds after the first failure, however long that took. It may depend
+   * on how the last try failed.
+   */
+  readonly patienceMs: number | ((error: unknown) => number);
+  /** Called before each further try. @param waitedMs since the first failure */
+  readonly onFailure?: ((error: unknown, waitedMs: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -16,8 +21,11 @@ interface Patience {
  * down for a moment, or that asks to be spared.
  * @throws the last failure, or the signal's reason
  */
-export async function patiently<T>(request: () => Promise<T>, { patienceMs, signal }: Patience): Promise<T> {
-  let deadline: number | undefined;
+export async function patiently<T>(
+  request: () => Promise<T>,
+  { patienceMs, onFailure, signal }: Patience,
+): Promise<T> {
+  let failedAt: number | undefined;
   for (let longest = FIRST_PAUSE_MS; ; longest = Math.min(2 * longest, LONGEST_PAUSE_MS)) {
     signal?.throwIfAborted();
     try {
@@ -26,8 +34,11 @@ export async function patiently<T>(request: () => Promise<T>, { patienceMs, sign
       signal?.throwIfAborted();
       // Many who were refused together must not come back together.
       const pause = longest * (0.5 + Math.random() / 2);
-      deadline ??= performance.now() + patienceMs;
-      if (!isPassing(error) || performance.now() + pause > deadline) throw error;
+      failedAt ??= performance.now();
+      const waitedMs = performance.now() - failedAt;
+      const most = typeof patienceMs === "number" ? patienceMs : patienceMs(error);
+      if (!isPassing(error) || waitedMs + pause > most) throw error;
+      onFailure?.(error, waitedMs);
       await sleep(pause, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     }
   }

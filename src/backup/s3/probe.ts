@@ -5,6 +5,8 @@ import type { Bucket } from "./bucket.js";
 import { ObjectUpload } from "./upload.js";
 
 const MIB = 1024 * 1024;
+/** No look takes so long. */
+const LEFT_MS = 3_600_000;
 
 /** What a store was found to do. */
 export interface StoreAbilities {
@@ -32,7 +34,37 @@ export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<S
     }
     return abilities;
   } catch (error) {
-    await bucket.remove(keys).catch(() => undefined);
+    await bucket
+      .withoutSignal()
+      .remove(keys)
+      .catch(() => undefined);
+    throw error;
+  }
+}
+
+/**
+ * Tries only whether the store takes notice of conditions, with a small object. What such a look has left
+ * that was killed is removed an hour later.
+ * @throws {PreconditionError} as `probe`
+ */
+export async function probeConditions(bucket: Bucket, options: AskOptions = {}): Promise<StoreAbilities> {
+  const base = prefixOf(bucket);
+  const key = `${base}${randomUUID()}/small`;
+  try {
+    const abilities = await tryConditions(bucket, key, options);
+    const now = (await bucket.find(key, options))?.modifiedAt.getTime() ?? 0;
+    const old: string[] = [];
+    for await (const each of bucket.list(base, options)) {
+      // Both by the store's clock.
+      if (each.modifiedAt.getTime() < now - LEFT_MS) old.push(each.key);
+    }
+    await bucket.remove([key, ...old], options);
+    return abilities;
+  } catch (error) {
+    await bucket
+      .withoutSignal()
+      .remove([key])
+      .catch(() => undefined);
     throw error;
   }
 }

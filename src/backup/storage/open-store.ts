@@ -7,6 +7,14 @@ export function namesStore(path: string): boolean {
 }
 
 /**
+ * Call it before an address is shown or written anywhere: one that is none may have credentials in it.
+ * @throws {UsageError} `E_S3_ADDRESS`: it begins as an address of an object store, and is none
+ */
+export function refuseBadAddress(path: string): void {
+  if (namesStore(path)) parseS3Address(path);
+}
+
+/**
  * Whether two places are one, as `realPath` told them: paths of this machine, or addresses with endpoints.
  * @throws {UsageError} `E_S3_ADDRESS`
  */

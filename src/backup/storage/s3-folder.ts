@@ -3,7 +3,7 @@ import { formatS3Address } from "../s3/address.js";
 import type { StoredObject } from "../s3/asker.js";
 import type { Bucket } from "../s3/bucket.js";
 import { addUploadRule } from "../s3/lifecycle.js";
-import { probe, removeProbes } from "../s3/probe.js";
+import { probe, probeConditions, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
 import { findLeftovers } from "./find-leftovers.js";
 import { KeptPieces } from "./kept-pieces.js";
@@ -46,7 +46,7 @@ export class S3Root implements StoreRoot {
   }
 
   async realPath(): Promise<string> {
-    return formatS3Address(await this.#bucket.lastingAddress());
+    return formatS3Address(this.#bucket.address);
   }
 
   refresh(name: string): void {
@@ -95,6 +95,10 @@ export class S3Root implements StoreRoot {
     return await probe(this.#bucket);
   }
 
+  async probeConditions(): Promise<StoreAbilities> {
+    return await probeConditions(this.#bucket);
+  }
+
   async removeTrials(): Promise<void> {
     await removeProbes(this.#bucket);
   }
@@ -119,7 +123,9 @@ export class S3Root implements StoreRoot {
     assertName(name);
     const options = { signal, abilities };
     const place = {
-      ...{ bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path: `${this.path}/${name}` },
+      // What was begun is ended in order after an interrupt too.
+      ...{ bucket: this.#bucket.withoutSignal(), path: `${this.path}/${name}` },
+      prefix: `${this.#prefix}${name}/`,
       ...points,
       onChange: () => this.refresh(name),
     };

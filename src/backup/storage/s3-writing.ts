@@ -41,7 +41,7 @@ export async function writeInS3(
 ): Promise<StoreWriting> {
   const { bucket, prefix } = place;
   const lease = await takeLease(bucket, `${prefix}${LEASE}`, { ...options, waitMs: LEASE_WAIT_MS });
-  return new S3Writing({ ...place, abilities: options.abilities }, lease);
+  return new S3Writing({ ...place, abilities: lease.abilities }, lease);
 }
 
 class S3Writing implements StoreWriting {
@@ -57,6 +57,10 @@ class S3Writing implements StoreWriting {
 
   get lost(): AbortSignal {
     return this.#lease.lost;
+  }
+
+  get abilities(): StoreAbilities {
+    return this.#place.abilities;
   }
 
   get canMerge(): boolean {

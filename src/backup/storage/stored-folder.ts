@@ -52,6 +52,8 @@ export interface StoreRoot extends StoredFolder {
    *   may not do it
    */
   probe(): Promise<StoreAbilities>;
+  /** Tries only what `StoreAbilities` say, with a small object that it removes again. */
+  probeConditions(): Promise<StoreAbilities>;
   /** Removes what a `probe` has left whose process was killed. */
   removeTrials(): Promise<void>;
   /**

@@ -1,5 +1,6 @@
 import type { NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/asker.js";
+import type { StoreAbilities } from "../s3/probe.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**
@@ -20,6 +21,8 @@ import type { RecordFolder } from "./record-folder.js";
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
   readonly lost: AbortSignal;
+  /** What the store does, as it was found when the lease was taken. */
+  readonly abilities: StoreAbilities;
   /**
    * Whether images of a point can be replaced: where the store does not replace on condition, a manifest that
    * comes late from a process without the lease would take the place of the one that is right.

@@ -108,7 +108,8 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   if (view.running) judgeEncrypted(view.running, names, options);
   const connection = await connectionTo(job, options);
   clients.connection = connection;
-  const existing = await Repository.openIfThere(repositoryPath, { trusted });
+  const opening = { trusted, signal, onWarning: options.onWarning };
+  const existing = await Repository.openIfThere(repositoryPath, opening);
   const home = existing ? await domainFolder(existing, view.domain) : view.domain.name;
   const chosen = (): Promise<PointDisk[]> =>
     attachedDisks(view, connection, existing, home, options.onWarning);
@@ -117,7 +118,7 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
-  const repository = existing ?? (await Repository.openOrCreate(repositoryPath, { trusted }));
+  const repository = existing ?? (await Repository.openOrCreate(repositoryPath, opening));
   const { domain, definition } = view;
   const confirm = (sure: AbortSignal): Promise<void> => view.confirm(sure, options.onWarning);
   const giveUp = async (): Promise<void> => {

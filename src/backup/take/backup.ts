@@ -99,6 +99,8 @@ async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
   const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath, {
     trusted: options.trustRepository,
+    signal,
+    onWarning: options.onWarning,
   });
   const guest: Guest = { libvirt, domain, repository, ssh };
   const usual = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);

@@ -77,6 +77,8 @@ export async function lookAtFrozen<T>(
   const ssh = await sshTo(hypervisor, signal);
   const repository = await Repository.open(options.repositoryPath, {
     trusted: options.trustRepository,
+    signal,
+    onWarning: options.onWarning,
   });
   const guest: Guest = { libvirt, domain, repository, ssh };
   const home = await domainFolder(repository, domain);

@@ -23,7 +23,7 @@ export async function levelWhenDue(
   }: Pick<BackupOptions, "level" | "fullEvery" | "repositoryPath" | "signal">,
 ): Promise<Level> {
   if (fullEvery === undefined || level !== "auto") return level;
-  const repository = await Repository.openIfThere(repositoryPath);
+  const repository = await Repository.openIfThere(repositoryPath, { signal });
   if (!repository) return level;
   const folder = await domainFolder(repository, domain);
   const read = (): Promise<Manifest[]> => repository.points(folder, () => undefined);

@@ -62,7 +62,11 @@ export async function importImages(options: ImportOptions): Promise<TakenPoint> 
     const { images: _, domain: __, uuid: ___, checkpoint: ____, ...rest } = options;
     return await takePoint({
       ...rest,
-      repository: await Repository.openOrCreate(options.repositoryPath, { trusted: options.trustRepository }),
+      repository: await Repository.openOrCreate(options.repositoryPath, {
+        trusted: options.trustRepository,
+        signal: options.signal,
+        onWarning: options.onWarning,
+      }),
       domain,
       checkpoint,
       disks: sources,

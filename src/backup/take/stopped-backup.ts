@@ -80,6 +80,8 @@ export async function backUpStopped(
   );
   const repository = await Repository.openOrCreate(options.repositoryPath, {
     trusted: options.trustRepository,
+    signal,
+    onWarning: options.onWarning,
   });
   const guest: Guest = { libvirt, domain, repository, ssh: undefined };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);

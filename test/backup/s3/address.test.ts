@@ -1,9 +1,12 @@
+import { writeFile } from "node:fs/promises";
 import { HeadObjectCommand } from "@aws-sdk/client-s3";
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { UsageError } from "../../../src/backup/base/errors.js";
 import { formatS3Address, isS3Address, isSameStore, parseS3Address } from "../../../src/backup/s3/address.js";
 import { clientFor, lastingAddress } from "../../../src/backup/s3/client.js";
 import { restoreEnvironment } from "../../support/environment.js";
+import { freshPaths } from "../../support/fresh.js";
 
 describe("the address of a repository in a store", () => {
   it.each([
@@ -52,9 +55,28 @@ describe("the address of a repository in a store", () => {
     ["s3://backups/x?endpoint=https://a:b@x", "credentials do not belong into an endpoint"],
     ["s3://backups/x?path-style=maybe", "path-style is yes or no"],
     ["s3://backups/x?a?b", "two question marks"],
-  ])("refuses %s", (text, why) => {
-    expect(() => parseS3Address(text)).toThrow(expect.objectContaining({ code: "E_S3_ADDRESS" }));
-    expect(() => parseS3Address(text)).toThrow(why);
+    ["s3://AKID:TOP/SECRET+@backups/x", "credentials do not belong into an address"],
+    ["s3://AKID:TOPSECRET@backups/x?a?b", "two question marks"],
+    ["s3://AKID:TOP?SECRET@backups/x", "credentials do not belong into an address"],
+    ["s3://backups/x?endpoint=https://u:TOPSECRET@h", "credentials do not belong into an endpoint"],
+    ["s3://backups/x?endpoint=https://u:TOP&SECRET@h", "unknown option"],
+    ["s3://backups/x?endpoint=https://u:TOP?SECRET@h", "two question marks"],
+    ["s3://backups/x?endpoint=u:TOPSECRET@h", "begins with https:// or http://"],
+    ["s3://backups/x?endpoint=https://u:TOPSECRET@h&region=", "region needs one value"],
+    ["s3://backups/x?region=u:TOPSECRET@h&region=b", "needs one value"],
+    ["s3://backups/x?key=TOPSECRET", 'there is no option "key"'],
+    ["s3://backups//x?endpoint=https://u:TOPSECRET@h", "is no name in a prefix"],
+  ])("refuses %s, and shows no secret", (text, why) => {
+    const refused = (): unknown => {
+      try {
+        return parseS3Address(text);
+      } catch (error) {
+        return error;
+      }
+    };
+    expect(refused()).toMatchObject({ code: "E_S3_ADDRESS", message: expect.stringContaining(why) });
+    const { message, details } = refused() as UsageError;
+    expect(`${message} ${JSON.stringify(details)}`).not.toMatch(/TOP|SECRET|secret|a:b/);
   });
 
   it("is printed as it is read", () => {
@@ -98,40 +120,73 @@ describe("the address of a repository in a store", () => {
     }
   });
 
-  it("leads to the same store whatever the environment says later", async () => {
+  describe("and the environment", () => {
+    const fresh = freshPaths();
     const before = { ...process.env };
-    const lasting = async (): Promise<string> => {
-      const address = parseS3Address("s3://backups/x?profile=night");
-      const client = await clientFor(address);
-      return formatS3Address(await lastingAddress(client, address));
-    };
-    /** Where a request would go. */
-    const host = async (text: string): Promise<unknown> => {
-      const client = await clientFor(parseS3Address(text));
-      const stop = () => async (args: { request: unknown }) => Promise.reject(args.request);
-      client.middlewareStack.add(stop as never, { step: "build" });
-      const sent = await client.send(new HeadObjectCommand({ Bucket: "backups", Key: "k" })).catch((e) => e);
-      return (sent as { hostname: string }).hostname;
-    };
-    try {
+    beforeEach(() => {
       const keys = { AWS_ACCESS_KEY_ID: "AKID", AWS_SECRET_ACCESS_KEY: "secret" };
       Object.assign(process.env, { ...keys, AWS_CONFIG_FILE: "/dev/null" });
       delete process.env["AWS_ENDPOINT_URL"];
-      const aws = await lasting();
+    });
+    afterEach(() => restoreEnvironment(before));
+
+    const lasting = async (text: string): Promise<string> =>
+      formatS3Address(await lastingAddress(parseS3Address(text)));
+    /** Where a request would go: host and path. */
+    const goesTo = async (text: string): Promise<string> => {
+      const client = await clientFor(await lastingAddress(parseS3Address(text)));
+      const stop = () => async (args: { request: unknown }) => Promise.reject(args.request);
+      client.middlewareStack.add(stop as never, { step: "build" });
+      const sent = await client.send(new HeadObjectCommand({ Bucket: "backups", Key: "k" })).catch((e) => e);
+      const { hostname, path } = sent as { readonly hostname: string; readonly path: string };
+      return `${hostname}${path}`;
+    };
+
+    it("leads to the same store whatever that says later", async () => {
+      const text = "s3://backups/x?profile=night";
+      const aws = await lasting(text);
       process.env["AWS_ENDPOINT_URL"] = "http://user:secret@127.0.0.1:9/";
-      const other = await lasting();
+      const other = await lasting(text);
       expect([aws, other]).toEqual([
         "s3://backups/x?endpoint=https://s3.amazonaws.com&profile=night",
         "s3://backups/x?endpoint=http://127.0.0.1:9&profile=night",
       ]);
       const region = "s3://backups/x?region=eu-west-1";
-      expect(await host(region)).toBe("127.0.0.1");
-      expect(await host(`${region}&endpoint=https://s3.amazonaws.com`)).toBe(
-        "backups.s3.eu-west-1.amazonaws.com",
+      expect(await goesTo(region)).toBe("127.0.0.1/backups/k");
+      expect(await goesTo(`${region}&endpoint=https://s3.amazonaws.com`)).toBe(
+        "backups.s3.eu-west-1.amazonaws.com/k",
       );
-    } finally {
-      restoreEnvironment(before);
-    }
+    });
+
+    it("has the bucket in the path where only AWS's files name the endpoint", async () => {
+      const config = fresh("config");
+      process.env["AWS_CONFIG_FILE"] = config;
+      const sections = [
+        "[default]\nendpoint_url = https://rgw.example.org",
+        "[profile night]\nservices = mine\naws_access_key_id = AKID\naws_secret_access_key = secret",
+        "[services mine]\ns3 =\n  endpoint_url = https://night.example.org/s3/",
+      ];
+      await writeFile(config, sections.join("\n"));
+      expect(await goesTo("s3://backups/x")).toBe("rgw.example.org/backups/k");
+      expect(await lasting("s3://backups/x")).toBe("s3://backups/x?endpoint=https://rgw.example.org");
+      expect(await goesTo("s3://backups/x?path-style=no")).toBe("backups.rgw.example.org/k");
+      // By the section of AWS_PROFILE alone: the SDK reads no other one for it.
+      expect(await goesTo("s3://backups/x?profile=night")).toBe("rgw.example.org/backups/k");
+      process.env["AWS_PROFILE"] = "night";
+      expect(await goesTo("s3://backups/x")).toBe("night.example.org/s3/backups/k");
+      process.env["AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"] = "true";
+      expect(await goesTo("s3://backups/x")).toBe("backups.s3.us-east-1.amazonaws.com/k");
+    });
+
+    it.each(["TOPSECRET@rgw", "http://u:TOPSECRET@"])(
+      "does not show an endpoint that is no URL: %s",
+      async (url) => {
+        process.env["AWS_ENDPOINT_URL"] = url;
+        const failure = (await lasting("s3://backups/x").catch((error: unknown) => error)) as Error;
+        expect(failure).toMatchObject({ code: "E_S3_ADDRESS" });
+        expect(failure.message).not.toContain("TOPSECRET");
+      },
+    );
   });
 
   it("is told from a path", () => {

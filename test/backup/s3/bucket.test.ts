@@ -235,7 +235,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
 
   it("says that nobody answers", async () => {
     const nobody = address("", { endpoint: "http://127.0.0.1:9" });
-    await expect(Bucket.open(nobody)).rejects.toMatchObject({
+    await expect(Bucket.open(nobody, { patienceMs: 1_000 })).rejects.toMatchObject({
       name: "BackupError",
       code: "E_S3_UNREACHABLE",
     });

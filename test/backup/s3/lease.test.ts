@@ -142,6 +142,29 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await held[0]?.release();
   });
 
+  it("is not relied on where the store takes no notice of conditions any more, and that is told", async () => {
+    line.fault = () => "ignore conditions";
+    const long = { ...options, termMs: 10 * TERM };
+    const taken = await Promise.allSettled([1, 2, 3].map(() => takeLease(mine, KEY, long)));
+    const held = taken.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
+    expect(held).toHaveLength(1);
+    expect(held[0]?.abilities).toEqual({ conditionalCreate: false, conditionalReplace: false });
+    await held[0]?.confirm();
+    await held[0]?.release();
+    line.fault = () => undefined;
+    const kept = await takeLease(mine, KEY, long);
+    expect(kept.abilities).toEqual(abilities);
+    await kept.confirm();
+    await kept.release();
+  });
+
+  it("is not taken any more after a signal, though the store has become silent", async () => {
+    const stop = new AbortController();
+    line.fault = ({ method }) => (method === "PUT" ? "never answer" : undefined);
+    setTimeout(() => stop.abort(new Error("enough")), 100);
+    await expect(takeLease(mine, KEY, { ...options, signal: stop.signal })).rejects.toThrow("enough");
+  });
+
   it("is waited for while it may be a dead process's", async () => {
     await other.put(KEY, Buffer.from("left behind, and no JSON"));
     const held = await takeLease(mine, KEY, { ...options, waitMs: 4 * TERM });

@@ -1,0 +1,27 @@
+/**
+ * Tells whoever listens in this process that something is waited for that may be starting, such as an object
+ * store: a command says so, and goes on waiting. The library itself writes nothing to the terminal.
+ */
+import { channel } from "node:diagnostics_channel";
+
+export interface Waiting {
+  /** For messages: the endpoint or "AWS". */
+  readonly store: string;
+  /** The store's name for what went wrong, or the operating system's. */
+  readonly reason: string;
+  /** For how long it is waited. */
+  readonly seconds: number;
+}
+
+const WAITING = channel("nbdpull:waiting");
+
+export function tellWaiting(waiting: Waiting): void {
+  WAITING.publish(waiting);
+}
+
+/** @returns what ends it */
+export function onWaiting(listener: (waiting: Waiting) => void): () => void {
+  const heard = (message: unknown): void => listener(message as Waiting);
+  WAITING.subscribe(heard);
+  return () => void WAITING.unsubscribe(heard);
+}
