@@ -54,7 +54,7 @@ interface LeaseOptions {
   readonly waitMs: number;
   /**
    * What the store was found to do once. That may have changed: versions were switched on in the bucket, or
-   * all was copied to another store. So one condition that can't hold is tried on the lease. Where the store
+   * all was copied to another store. So conditions that can't hold are tried on the lease. Where the store
    * can't write on condition, two who take it in the same moment may both get it.
    */
   readonly abilities: StoreAbilities;
@@ -169,8 +169,11 @@ class HeldLease implements Lease {
       const taken = await takeOnCondition(bucket, key, content, { etag, signal });
       if (taken === undefined) return undefined;
       content = await contentNow(holder);
-      const replaced = await bucket.replaceIfUnchanged(key, content, { etag: NOBODYS, signal });
-      if (replaced === undefined) return held(taken, abilities);
+      // Ceph refuses each If-Match in a bucket with versions, and no If-None-Match.
+      const isIgnored =
+        (await bucket.putIfAbsent(key, content, { signal })) ||
+        (await bucket.replaceIfUnchanged(key, content, { etag: NOBODYS, signal })) !== undefined;
+      if (!isIgnored) return held(taken, abilities);
     } else await bucket.put(key, content, { signal });
     await sleep(options.termMs * SETTLE);
     const found = await bucket.get(key, MOST_LEASE_BYTES, { signal });
