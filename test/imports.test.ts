@@ -136,6 +136,13 @@ const ROOMS: Readonly<Record<string, Room>> = {
 /** A point must stay readable without libvirt, so only these rooms may know it. */
 const USERS_OF_LIBVIRT = words("take checks live restore guest definition");
 
+/** Points are read in one way wherever they lie; these rooms write to folders of this machine in their own way. */
+const HOLDERS_OF_FOLDERS = words("bin checks guest host live prune repair repository restore src take");
+/** And these do something else for a repository in an object store, nearly always because they write. */
+const ASKERS_OF_STORES = words(
+  "bin chain checks copy guest live prune repair repository restore serve take verify",
+);
+
 /**
  * The floors of everything else, top first. A file may import from its own floor and those below. The first
  * pattern that matches a path decides.
@@ -280,6 +287,15 @@ describe("the source tree", () => {
       ({ from, to }) => from.startsWith(own) && to.startsWith("src/backup/libvirt/") && !to.startsWith(own),
     );
     expect(up).toEqual([]);
+  });
+
+  it("lets few rooms tell a folder of this machine from an object store", () => {
+    const rooms = (isSuch: (file: string) => boolean): string[] =>
+      [...new Set(files.filter(isSuch).map((file) => roomOf(file) ?? file.split("/")[0] ?? ""))].sort();
+    const holds = (file: string): boolean => importsOf(file).includes("src/backup/host/held-folder.ts");
+    const asks = (file: string): boolean => /\bisInStore\b/.test(readFileSync(join(root, file), "utf8"));
+    expect(rooms(holds)).toEqual(HOLDERS_OF_FOLDERS);
+    expect(rooms(asks)).toEqual(ASKERS_OF_STORES);
   });
 
   it("has no cycles", () => {

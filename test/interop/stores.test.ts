@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { CreateMultipartUploadCommand, PutBucketVersioningCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { OTHER } from "../../bench/ceph.js";
 import { DamageError } from "../../src/backup/base/errors.js";
 import {
   CheckpointRecord,
@@ -196,27 +197,26 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect(ran.stderr.match(/only one host/g)).toHaveLength(1);
   });
 
-  it("is told of by whoever writes there, since versions were switched on or it was copied elsewhere", async () => {
-    const address = await stored("versioned");
-    const marker = JSON.parse((await lab.read("versioned/nbdpull.json")).toString()) as object;
-    const store = { conditionalCreate: true, conditionalReplace: true };
-    await lab.put("versioned/nbdpull.json", JSON.stringify({ ...marker, store }));
-    const prune = (): ReturnType<typeof nbdpull> => nbdpull("prune", address, "--keep-last", "1");
-    lab.line.fault = () => "ignore conditions";
-    const elsewhere = await prune();
-    lab.line.fault = () => undefined;
-    await lab.client.send(
-      new PutBucketVersioningCommand({
-        Bucket: lab.bucket,
-        VersioningConfiguration: { Status: "Enabled" },
-      }),
-    );
-    for (const ran of [elsewhere, await prune()]) {
+  it.each(["copied elsewhere", "versions were switched on"])(
+    "is told of by whoever writes there since %s",
+    async (change) => {
+      const address = await stored("changed");
+      const marker = JSON.parse((await lab.read("changed/nbdpull.json")).toString()) as object;
+      const store = { conditionalCreate: true, conditionalReplace: true };
+      await lab.put("changed/nbdpull.json", JSON.stringify({ ...marker, store }));
+      if (change === "copied elsewhere") lab.line.fault = () => "ignore conditions";
+      else {
+        const VersioningConfiguration = { Status: "Enabled" } as const;
+        await lab.client.send(
+          new PutBucketVersioningCommand({ Bucket: lab.bucket, VersioningConfiguration }),
+        );
+      }
+      const ran = await nbdpull("prune", address, "--keep-last", "1");
       expect(ran, ran.stderr).toMatchObject({ code: 0 });
       expect(ran.stderr.split("takes none now"), ran.stderr + ran.stdout).toHaveLength(2);
       expect(ran.stdout).toContain("can't replace on condition");
-    }
-  });
+    },
+  );
 
   it("that another program has copied there is tried with little, which leaves nothing", async () => {
     const address = await stored("foreign");
@@ -495,18 +495,67 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect(of("points")).toMatchObject([1, 2, 3].map(() => ({ status: "warn", mend })));
   });
 
-  it("is refused where the bucket or the key is wrong, in one line", async () => {
-    for (const [address, env] of [
-      ["s3://nobodys-bucket/x", {}],
-      [lab.address("whole"), { AWS_SECRET_ACCESS_KEY: "wrong" }],
-      [lab.address("nothing-here"), {}],
-    ] as const) {
-      Object.assign(process.env, env);
-      const ran = await nbdpull("points", address);
-      Object.assign(process.env, lab.environment);
-      expect(ran, address).toMatchObject({ code: 4 });
-      expect(ran.stderr.trim().split("\n")).toHaveLength(1);
-    }
+  const COMMANDS = {
+    points: async (address: string) => ["points", address],
+    init: async (address: string) => ["init", address],
+    "import --create": async (address: string) => {
+      const image = join(lab.folder, "vda.raw");
+      await writeFile(image, Buffer.alloc(MiB, 7));
+      return ["import", image, "--domain", "guest", "--disk", "vda", "--to", address, "--create"];
+    },
+  };
+  const region = { answer: 301, code: "PermanentRedirect" } as const;
+  it.each(
+    Object.entries(COMMANDS).flatMap(([name, words]) =>
+      (
+        [
+          ["a bucket that is not there", "nobodys-bucket", {}, undefined, /E_S3_BUCKET.*there is no bucket/],
+          ["another's bucket", "others", {}, undefined, /E_S3_ACCESS.*somebody else's bucket/],
+          [
+            "a wrong key",
+            "",
+            { AWS_SECRET_ACCESS_KEY: "wrong" },
+            undefined,
+            /E_S3_ACCESS.*secret key is not/,
+          ],
+          ["another region", "", {}, region, /E_S3_REGION.*\?region=/],
+        ] as const
+      ).map(([what, ...rest]) => [name, what, words, ...rest] as const),
+    ),
+  )("%s is refused with %s, in one line that says which", async (_, __, words, bucket, env, fault, said) => {
+    if (bucket === "others") await lab.store.makeBucket("others", OTHER).catch(() => undefined);
+    const address = lab.address("refused", bucket === "" ? lab.bucket : bucket);
+    lab.line.fault = () => fault;
+    Object.assign(process.env, env);
+    const ran = await nbdpull(...(await words(address)));
+    Object.assign(process.env, lab.environment);
+    lab.line.fault = () => undefined;
+    expect(ran).toMatchObject({ code: 4, stderr: expect.stringMatching(said) });
+    expect(ran.stderr.split("\n").filter((line) => line.startsWith("nbdpull:"))).toHaveLength(1);
+    expect(await lab.keys("")).toEqual([]);
+  });
+
+  it("is refused where there is none, in one line", async () => {
+    const ran = await nbdpull("points", lab.address("nothing-here"));
+    expect(ran).toMatchObject({ code: 4, stderr: expect.stringContaining("E_NO_REPOSITORY") });
+    expect(ran.stderr.trim().split("\n")).toHaveLength(1);
+  });
+
+  it.each([
+    ["stats", (at: string) => ["stats", at]],
+    ["diff", (at: string) => ["diff", at, MemoryChain.domain, ids()[0] ?? "", newest()]],
+    ["report", (at: string) => ["report", at]],
+  ])("%s tells of it what it tells of a folder", async (_, words) => {
+    const address = await stored("told");
+    const { path } = chain.repository;
+    const [there, here] = [
+      await nbdpull(...words(address), "--json"),
+      await nbdpull(...words(path), "--json"),
+    ];
+    expect(there, there.stderr).toMatchObject({ code: here.code });
+    const plain = ({ stdout }: typeof here): string =>
+      stdout.replaceAll(/"(ageSeconds|createdAt|stranger)": [^\n]*/g, "").replaceAll(address, path);
+    expect(plain(there)).toBe(plain(here));
   });
 });
 

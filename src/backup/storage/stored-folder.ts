@@ -3,7 +3,16 @@
  * Both are read by one interface, `StoredFolder`, and whoever only reads points uses nothing else.
  *
  * A folder of this machine is a `HeldFolder` of the host room: what is in it is opened below its descriptor,
- * one name at a time, and no link is followed. Whoever changes points uses that class itself.
+ * one name at a time, and no link is followed. Whoever changes points uses that class itself: writing has no
+ * one interface, since a folder is changed in place under a lock and a store by replacing objects under a
+ * lease. Whoever writes asks where a repository lies (test/imports.test.ts lists the rooms).
+ *
+ * Read this file first, then open-store.ts, and to read from a store s3-folder.ts, s3-file.ts and
+ * read-ahead.ts with kept-pieces.ts. To write there: stored-writing.ts says what it is, s3-writing.ts does it
+ * with store-place.ts and point-note.ts, s3-point.ts makes a point with s3-new-file.ts, composed-parts.ts and
+ * left-files.ts, and s3-merge.ts replaces images with copy-object.ts and patched-ranges.ts; settle-merge.ts,
+ * point-objects.ts and find-leftovers.ts look at what was left. record-folder.ts, domain-records.ts and
+ * s3-records.ts are the small files beside points. The others are helpers of one of these.
  */
 
 import type { FilePlace } from "../image/readable-file.js";
