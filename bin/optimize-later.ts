@@ -19,9 +19,30 @@ const FLAGS: Readonly<Record<string, readonly string[]>> = {
   "13.6.": ["--efficiency-mode", SMALL_YOUNG_GENERATION, MARK_AT_ONCE],
 };
 
+/**
+ * Has the old generation collected when it has grown by a fifth: zlib's objects, one for each compressed
+ * cluster, get there although they are used once. V8 of Node 24 would let 12 MiB of them wait.
+ */
+const COLLECT_SOON = "--heap-growing-percent=20";
+const FLAGS_OF_RESTORES: typeof FLAGS = { "13.6.": [COLLECT_SOON] };
+
+/** The flags for a restore, beside {@link flagsToOptimizeLater}. */
+export function flagsToCollectSoon(v8: string): readonly string[] {
+  return flagsOf(FLAGS_OF_RESTORES, v8);
+}
+
+/** Makes V8 keep less of what is no longer used, for commands that decompress. */
+export function collectSoon(): void {
+  setFlags(flagsToCollectSoon(process.versions.v8));
+}
+
 /** None for a version that has not been tried. */
 export function flagsToOptimizeLater(v8: string): readonly string[] {
-  return Object.entries(FLAGS).find(([beginning]) => v8.startsWith(beginning))?.[1] ?? [];
+  return flagsOf(FLAGS, v8);
+}
+
+function flagsOf(flags: typeof FLAGS, v8: string): readonly string[] {
+  return Object.entries(flags).find(([beginning]) => v8.startsWith(beginning))?.[1] ?? [];
 }
 
 /**
@@ -36,6 +57,11 @@ export function optimizeLater(): void {
   const flags = flagsToOptimizeLater(process.versions.v8);
   if (flags.length === 0) return;
   if ("flushCompileCache" in module) (module.flushCompileCache as () => void)();
+  setFlags(flags);
+}
+
+function setFlags(flags: readonly string[]): void {
+  if (flags.length === 0) return;
   // Not imported: loading it takes a thirtieth of the start of a Node that doesn't need it.
   const { setFlagsFromString } = process.getBuiltinModule("node:v8");
   for (const flag of flags) setFlagsFromString(flag);

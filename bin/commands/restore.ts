@@ -17,6 +17,7 @@ import { type Destination, destinationOf, inFolder } from "../destination.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { EXIT, InterruptedError } from "../exit-codes.js";
 import { assertLive, type LiveOptions } from "../live-options.js";
+import { collectSoon } from "../optimize-later.js";
 import { connectOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
 import type { CopyOptions, NetworkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
@@ -52,6 +53,7 @@ export async function runRestore(
     throw new UsageError("E_DEFINE", "--adapt asks libvirt what this host has not: give --define too");
   }
   assertLive(options);
+  if (!options.live) collectSoon();
   const repository = await Repository.open(path, {
     trusted: options.trustRepository,
     signal: context.signal,

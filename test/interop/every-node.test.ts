@@ -6,7 +6,7 @@ import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { flagsToOptimizeLater } from "../../bin/optimize-later.js";
+import { flagsToCollectSoon, flagsToOptimizeLater } from "../../bin/optimize-later.js";
 import {
   type Authority,
   type Folder,
@@ -70,7 +70,7 @@ describeEachNode("the command", (node, version) => {
     const { stdout: options } = await execa(node, ["--v8-options"]);
     const flags = flagsToOptimizeLater(v8);
     expect(flags).not.toEqual([]);
-    for (const flag of flags) {
+    for (const flag of [...flags, ...flagsToCollectSoon(v8)]) {
       const name = flag.replace(/=.*/, "").replace(/^--no-/, "--");
       expect(options).toMatch(new RegExp(`^ +${name} `, "m"));
     }
