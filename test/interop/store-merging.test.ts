@@ -245,10 +245,10 @@ describeWith(
       const unable = resultOf(await pruned());
       expect(unable.points[0]?.reasons).toContain("the store can't replace on condition");
       expect(unable.merges).toEqual([]);
-      // As a store that can: nobody else writes there, so it takes what Ceph would refuse.
-      lab.line.fault = () => "ignore conditions";
+      // As a store that can: nobody else writes there.
+      lab.line.fault = () => "keep conditions";
       const marker = (await lab.read("here/nbdpull.json", Bucket)).toString();
-      await lab.put("here/nbdpull.json", marker.replace(/("conditionalReplace":) false/, "$1 true"), Bucket);
+      await lab.put("here/nbdpull.json", marker.replace(/("conditional\w+":) false/g, "$1 true"), Bucket);
       const tomorrow = Date.now() + 86_400_000;
       await lock(tomorrow);
       const kept = resultOf(await pruned());

@@ -1,7 +1,12 @@
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { buffer, text } from "node:stream/consumers";
-import { GetObjectCommand, PutObjectCommand, UploadPartCopyCommand } from "@aws-sdk/client-s3";
+import {
+  GetObjectCommand,
+  HeadObjectCommand,
+  PutObjectCommand,
+  UploadPartCopyCommand,
+} from "@aws-sdk/client-s3";
 import type { Store } from "./store.js";
 
 /** What may happen to a request on its way to a store, or to the answer. */
@@ -21,6 +26,8 @@ export type StoreFault =
   | { readonly rewrite: (text: string) => string }
   /** As a store does that does not know conditions. */
   | "ignore conditions"
+  /** As a store does that knows them where Ceph doesn't: in a bucket with versions. For one writer. */
+  | "keep conditions"
   /** As a store does that says so. */
   | "refuse conditions"
   /** Another range is copied than was asked for. */
@@ -94,9 +101,10 @@ export class BreakingStore implements AsyncDisposable {
       return void this.#copyInstead(asked, answer, { from: fault.copyFrom });
     }
     const isPut = method === "PUT" && !url.includes("partNumber");
-    if (fault === "ignore conditions" && isPut) return void this.#putAnyway(asked, answer);
-    if (fault === "ignore conditions" && method === "GET" && asked.headers["if-match"])
-      return void this.#getAnyway(asked, answer);
+    if (fault === "keep conditions" && isConditional) return void this.#putOnCondition(asked, answer);
+    const ignores = fault === "ignore conditions" || fault === "keep conditions";
+    if (ignores && isPut) return void this.#putAnyway(asked, answer);
+    if (ignores && method === "GET" && asked.headers["if-match"]) return void this.#getAnyway(asked, answer);
     const { hostname, port } = store;
     const onward = request(
       { hostname, port, method, path: url, headers: asked.headers, agent: false },
@@ -127,6 +135,21 @@ export class BreakingStore implements AsyncDisposable {
     );
     onward.on("error", () => asked.socket.destroy());
     asked.pipe(onward);
+  }
+
+  async #putOnCondition(asked: IncomingMessage, answer: ServerResponse): Promise<void> {
+    const [, Bucket, Key] = /^\/([^/]+)\/([^?]+)/.exec(decodeURIComponent(asked.url ?? "")) ?? [];
+    const found = await this.#store
+      .client()
+      .send(new HeadObjectCommand({ Bucket, Key }))
+      .catch(() => undefined);
+    const { "if-match": match, "if-none-match": none } = asked.headers;
+    const bare = (etag: string | undefined): string | undefined => etag?.replaceAll('"', "");
+    const isMet = none === undefined ? bare(found?.ETag) === bare(match) : found === undefined;
+    if (isMet) return await this.#putAnyway(asked, answer);
+    asked.resume();
+    answer.writeHead(412, { "content-type": "application/xml", date: new Date().toUTCString() });
+    answer.end('<?xml version="1.0"?><Error><Code>PreconditionFailed</Code></Error>');
   }
 
   /** The conditions are part of the signature, so it is another request. */
