@@ -11,12 +11,17 @@ import { printJson, printLines, printText } from "./terminal.js";
 
 reportCrashes();
 
+/** What commander says of an error, without its own prefix, and what the user may have meant: a line each. */
+function usageErrorOf(text: string): { readonly message: string; readonly hints: readonly string[] } {
+  const [message = "", ...meant] = text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/);
+  const define = message.includes("too many arguments") ? defineHint(process.argv, process.argv) : "";
+  return { message: message.replace(/^error: /, ""), hints: define === "" ? meant : [...meant, define] };
+}
+
 /** An error of commander may quote an argument, which a script may have taken from anywhere. */
 function printUsageError(text: string): void {
-  const [message = "", ...more] = text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/);
-  const define = message.includes("too many arguments") ? defineHint(process.argv, process.argv) : "";
-  const hints = define === "" ? more : [...more, define];
-  printLines(process.stderr, [errorLine("E_USAGE", message.replace(/^error: /, "")), ...hints]);
+  const { message, hints } = usageErrorOf(text);
+  printLines(process.stderr, [errorLine("E_USAGE", message), ...hints]);
 }
 
 const called = process.argv[2] ?? "";
@@ -61,7 +66,9 @@ try {
     // Of commander's errors the text is printed already; with --json, they must appear on stdout as well.
   } else if (error.exitCode !== 0 && process.argv.includes("--json")) {
     const stream = isDiskOnStdout ? process.stderr : process.stdout;
-    printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
+    const { message, hints } = usageErrorOf(error.message);
+    const hint = hints.length > 0 ? { hint: hints.join(" ") } : {};
+    printJson(stream, { version: 1, error: { code: "E_USAGE", message, ...hint } });
   }
 }
 isDone = true;

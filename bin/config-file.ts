@@ -30,8 +30,14 @@ export async function readConfigFile(
   }
 }
 
-export function configError(path: string, what: string, cause?: unknown): UsageError {
-  return new UsageError("E_CONFIG", `${path}: ${what}${OTHERWISE}`, { cause, details: { path } });
+/** @param facts what else JSON shows of it */
+export function configError(
+  path: string,
+  what: string,
+  cause?: unknown,
+  facts: Readonly<Record<string, unknown>> = {},
+): UsageError {
+  return new UsageError("E_CONFIG", `${path}: ${what}${OTHERWISE}`, { cause, details: { path, ...facts } });
 }
 
 async function read(

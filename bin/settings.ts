@@ -190,7 +190,9 @@ async function valuesOf(path: string, isDefault: boolean): Promise<Readonly<Reco
   const known = ["repository", ...Object.keys(FILE_ONLY), ...Object.keys(KEYS)];
   for (const key of Object.keys(file)) {
     if (known.includes(key)) continue;
-    throw configError(path, `there is no setting ${key}${await meantIfAny(key, known)}`);
+    const meant = await meantIfAny(key, known);
+    const hint = meant === "" ? {} : { hint: meant.trim() };
+    throw configError(path, `there is no setting ${key}${meant}`, undefined, hint);
   }
   return file;
 }

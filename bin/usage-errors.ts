@@ -8,15 +8,18 @@ interface Refusing {
   unknownCommand(): never;
 }
 
-/** What other programs (restic, borg, virsh, qemu-img) call what a command does. */
+/**
+ * What other programs (restic, borg, virsh, qemu-img) call what a command does. Words that are of one archive
+ * there must not lead to a command that is of a whole repository or domain here.
+ */
 const MEANT: Readonly<Record<string, string>> = {
   check: "verify",
   convert: "pull",
-  create: "init",
-  delete: "forget",
+  create: "backup",
+  delete: "prune",
   list: "points",
   ls: "points",
-  remove: "forget",
+  remove: "prune",
   snapshots: "points",
   status: "report",
   umount: "unmount",

@@ -33,6 +33,9 @@ describe("a wrong word", () => {
     ["a command", ["bakcup"], 2, "E_USAGE: unknown command 'bakcup'", "backup"],
     ["another program's command", ["snapshots", "REPO"], 2, "E_USAGE: unknown command 'snapshots'", "points"],
     ["a command that is an option", ["version"], 2, "E_USAGE: unknown command 'version'", "--version"],
+    ["borg's word for a backup", ["create", "REPO"], 2, "E_USAGE: unknown command 'create'", "backup"],
+    ["borg's word for one point less", ["delete", "REPO"], 2, "E_USAGE: unknown command 'delete'", "prune"],
+    ["another word for that", ["remove", "REPO"], 2, "E_USAGE: unknown command 'remove'", "prune"],
     [
       "an option",
       ["backup", "--to", "REPO", "--exclud", "vda"],
@@ -85,6 +88,13 @@ describe("a wrong word", () => {
     expect([ran.code, ran.stdout]).toEqual([code, ""]);
     expect(ran.stderr).toContain(`nbdpull: ${error}`);
     expect(ran.stderr).toContain(`(Did you mean ${own(meant)}?`);
+    const [command = "", ...others] = words.map(own);
+    const { error: told } = (await nbdpull(command, "--json", ...others)).json() as {
+      error: Record<string, string>;
+    };
+    expect(told["hint"]).toContain(`(Did you mean ${own(meant)}?`);
+    expect(`${told["code"]}: ${told["message"]}`).toContain(error);
+    expect(told["message"]).not.toMatch(/^error|\n/);
   });
 
   it.each([
@@ -196,7 +206,11 @@ describe("settings", () => {
         2,
         {
           version: 1,
-          error: expect.objectContaining({ code: "E_CONFIG", message: expect.stringContaining(message) }),
+          error: expect.objectContaining({
+            code: "E_CONFIG",
+            message: expect.stringContaining(message),
+            ...(message.includes("Did you mean") ? { hint: "(Did you mean compress?)" } : {}),
+          }),
         },
       ]);
     }

@@ -20,11 +20,13 @@ export async function refuseAddress(path: string, of: "repository" | "image"): P
   if (isThere) return;
   const shown = withoutSecrets(path);
   const isImage = of === "image";
-  const meant =
-    scheme === "s3" && !isImage ? ` (Did you mean s3://${shown.slice(3).replace(/^\/+/, "")}?)` : "";
+  const hint =
+    scheme === "s3" && !isImage ? `(Did you mean s3://${shown.slice(3).replace(/^\/+/, "")}?)` : undefined;
   const known = isImage
     ? "images are written to paths of this host only"
     : "only paths of this host and object stores (s3://BUCKET/PREFIX) are known";
-  const message = `${shown} looks like an address ("${scheme}:"), and ${known}: mount it here (sshfs, NFS) and name that folder. A file of that name is ./${shown}${meant}`;
-  throw new UsageError("E_SCHEME", message, { details: { path: shown } });
+  const message = `${shown} looks like an address ("${scheme}:"), and ${known}: mount it here (sshfs, NFS) and name that folder. A file of that name is ./${shown}${hint === undefined ? "" : ` ${hint}`}`;
+  throw new UsageError("E_SCHEME", message, {
+    details: { path: shown, ...(hint === undefined ? {} : { hint }) },
+  });
 }
