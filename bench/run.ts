@@ -2,8 +2,8 @@
  * The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md.
  */
 
-import { rmSync } from "node:fs";
-import { mkdtemp, open, statfs, writeFile } from "node:fs/promises";
+import { existsSync, rmSync } from "node:fs";
+import { mkdtemp, open, rm, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -30,10 +30,16 @@ async function placeToWork(scale: number): Promise<string> {
   return bavail * bsize >= ROOM_BYTES * scale ? "/dev/shm" : tmpdir();
 }
 
-/** @throws where the result could not be written hours later */
+/**
+ * Leaves no empty file where there was none: one that a run which fails later has left would be taken for a result.
+ *
+ * @throws where the result could not be written hours later
+ */
 async function demandWritable(path: string): Promise<void> {
+  const isNew = !existsSync(path);
   // Nothing that it holds is lost before there is something new.
   await (await open(path, "a")).close();
+  if (isNew) await rm(path);
 }
 
 async function run(options: Settings): Promise<void> {

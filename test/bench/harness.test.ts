@@ -132,6 +132,13 @@ describeWith(TOOLS, "the bench harness", () => {
     expect(refused.stderr).not.toContain("full-raw");
   });
 
+  it("leaves no empty file where it fails later", async () => {
+    const args = [script("run"), "--only", "full-raw", "--json", at("never.json")];
+    const env = { BENCH_DIR: folder, PATH: at("no-programs") };
+    expect((await execa(process.execPath, args, { reject: false, env })).exitCode).toBe(1);
+    await expect(readFile(at("never.json"))).rejects.toThrow("ENOENT");
+  });
+
   it("compares two results", async () => {
     const { stdout } = await execa(process.execPath, [
       script("compare"),
@@ -164,6 +171,17 @@ describeWith(TOOLS, "the bench harness", () => {
       expect(page).toContain(`(performance/node24/${name}.svg)`);
       expect(await readFile(at(`performance/node24/${name}.svg`), "utf8")).toContain("</svg>");
     }
+  });
+
+  it.each([
+    ["another has no section", "elsewhere=more.json", "usage: SECTION="],
+    ["another can't be read", "node22=none.json", "none.json"],
+    ["a section is given twice", "node20=result.json", "was given twice"],
+  ])("replaces nothing of what is published where %s", async (_, other, message) => {
+    const args = [script("publish"), "--page", at("performance.md"), "node20=more.json", other];
+    const refused = await execa(process.execPath, args, { reject: false, cwd: folder });
+    expect([refused.exitCode, refused.stderr]).toEqual([1, expect.stringContaining(message)]);
+    await expect(readFile(at("performance/node20/result.json"))).rejects.toThrow("ENOENT");
   });
 
   it("leaves nothing behind", async () => {
