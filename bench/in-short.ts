@@ -1,8 +1,8 @@
-/** What a reader of the page is told first: nbdpull's wall time in parts of its peers'. Pure. */
+/** What a reader of the page is told first: nbdpull's wall time as a fraction of its peers'. Pure. */
 
 import { measuredContender, table } from "./report.js";
 import { type BenchResult, type Metric, valuesOf, type WorkloadResult } from "./result.js";
-import { pairwiseRatios, type Spread } from "./statistics.js";
+import { ENOUGH_ROUNDS, pairwiseRatios, type Spread } from "./statistics.js";
 
 /** A ratio that some result has. */
 interface Ratio {
@@ -19,6 +19,7 @@ interface Line extends Ratio {
 const LIBVIRT = { contender: "nbdpull backup", against: "virtnbdbackup" };
 const FULL: Ratio = { workload: "libvirt-full", ...LIBVIRT };
 const INCREMENT: Ratio = { workload: "libvirt-incremental", ...LIBVIRT };
+const CPU: Ratio = { ...INCREMENT, metric: "cpu" };
 const RESTORE: Ratio = {
   workload: "libvirt-restore",
   contender: "nbdpull restore qcow2",
@@ -28,7 +29,7 @@ const RESTORE: Ratio = {
 const LINES: readonly Line[] = [
   { says: "a libvirt domain, backed up in full", ...FULL },
   { says: "an increment of it", ...INCREMENT },
-  { says: "the same, processor time", ...INCREMENT, metric: "cpu" },
+  { says: "the same, processor time", ...CPU },
   { says: "a disk restored from both", ...RESTORE },
   { says: "a full pull to a raw image", workload: "full-raw", contender: "nbdpull raw", against: "nbdcopy" },
   {
@@ -88,25 +89,56 @@ export function inShort(results: readonly BenchResult[]): string {
   const rows = LINES.flatMap((line) => {
     const cells = nodes.map((node) => {
       const ratios = results.filter((result) => majorOf(result) === node).map((each) => ratioOf(each, line));
-      return ratios.find((ratio) => ratio !== undefined)?.median.toFixed(2) ?? "–";
+      const ratio = ratios.find((each) => each !== undefined);
+      return ratio === undefined ? "–" : withRounds(ratio);
     });
     return cells.every((cell) => cell === "–") ? [] : [[line.says, line.against, ...cells]];
   });
-  return table(["", "in parts of the time of", ...nodes.map((node) => `Node ${node}`)], rows);
+  const hasFew = rows.some((cells) => cells.some((cell) => cell.endsWith(" rounds)")));
+  const parts = [table(["", "as a fraction of the time of", ...nodes.map((node) => `Node ${node}`)], rows)];
+  if (hasFew)
+    parts.push(
+      `Fewer than ${ENOUGH_ROUNDS} rounds decide nothing: where there were no more, their number is given.`,
+    );
+  return parts.join("\n\n");
 }
 
-/** The sentence of the README about whole backups. */
+/** The median, of what it is, and of how many rounds if they are few. */
+function withRounds(ratio: Spread, of = ""): string {
+  return `${ratio.median.toFixed(2)}${of}${isUndecided(ratio) ? ` (${ratio.count} rounds)` : ""}`;
+}
+
+function isUndecided({ count }: Spread): boolean {
+  return count < ENOUGH_ROUNDS;
+}
+
+/** The sentence of the README about whole backups: of each kind that there is a result of. */
 export function readmeSentence(libvirt: BenchResult | undefined): string {
-  const [full, increment, restore] = [FULL, INCREMENT, RESTORE].map((line) => {
-    const ratio = libvirt && ratioOf(libvirt, line);
-    return ratio?.median.toFixed(2);
-  });
-  if (full === undefined || increment === undefined || restore === undefined)
-    throw new Error("the README tells of whole backups: there is no result of all three of them");
-  return [
-    `- **It is fast.** A full backup takes ${full} of virtnbdbackup's time, an increment ${increment}, a restore ${restore}`,
-    "  ([measured side by side](docs/performance.md)).",
-  ].join("\n");
+  const ratioOfLine = (line: Ratio): Spread | undefined => libvirt && ratioOf(libvirt, line);
+  const [full, increment, cpu, restore] = [FULL, INCREMENT, CPU, RESTORE].map(ratioOfLine);
+  const kinds = [
+    full && `a full backup took ${withRounds(full, " of its time")}`,
+    increment && `an increment ${withRounds(increment, " of its time")}`,
+    cpu && `and ${cpu.median.toFixed(2)} of its processor time`,
+    restore && `a restore ${withRounds(restore, " of its time")}`,
+  ].filter((each) => each !== undefined);
+  const link = "[measured side by side](docs/performance.md)";
+  if (kinds.length === 0) return listItem(`**It is ${link}** with its peers.`);
+  const told = kinds.join(", ").replaceAll(", and ", " and ");
+  const isFew = [full, increment, restore].some((ratio) => ratio !== undefined && isUndecided(ratio));
+  const few = isFew ? ` Fewer than ${ENOUGH_ROUNDS} rounds decide nothing.` : "";
+  return listItem(`**It is fast.** On one machine, beside virtnbdbackup: ${told} (${link}).${few}`);
+}
+
+/** Wrapped as the README is. */
+function listItem(text: string): string {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1) ?? "";
+    if (last.length + word.length < 138) lines[lines.length - 1] = last === "" ? word : `${last} ${word}`;
+    else lines.push(word);
+  }
+  return `- ${lines.join("\n  ")}`;
 }
 
 function majorOf({ versions }: BenchResult): string {

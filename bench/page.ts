@@ -14,10 +14,11 @@ import {
   targetsReport,
   workloadFigures,
 } from "./report.js";
-import { type BenchResult, valuesOf, type WorkloadResult } from "./result.js";
+import { type BenchResult, type Target, valuesOf, type WorkloadResult } from "./result.js";
 import { DATA_SECTIONS, OWN_SECTIONS, type Section } from "./sections.js";
 import { pairwiseRatios, spreadOf } from "./statistics.js";
 import { WORKLOADS } from "./workloads/index.js";
+import { targetsOfStart } from "./workloads/start.js";
 
 /** A median of fewer is none. */
 const LEAST_ROUNDS = 3;
@@ -46,21 +47,55 @@ function inOrder(workloads: readonly WorkloadResult[]): WorkloadResult[] {
 /**
  * Several runs of one section as one result: a workload that a later one has too is taken from the later one.
  *
- * @throws where they were not made on the same machine, by the same programs
+ * @throws where they were not made on the same machine, by the same programs, of the same sizes, or with other
+ *   servers
  */
 export function combined(results: readonly BenchResult[]): BenchResult {
   const [first] = results;
   if (first === undefined) throw new Error("there is no result");
   const byName = new Map<string, WorkloadResult>();
   for (const result of results) {
-    for (const key of ["machine", "versions"] as const) {
-      if (JSON.stringify(result[key]) !== JSON.stringify(first[key]))
-        throw new Error(`results with another ${key} are not of one section`);
+    for (const [what, of] of Object.entries(ALIKE)) {
+      if (JSON.stringify(of(result)) !== JSON.stringify(of(first)))
+        throw new Error(`results with another ${what} are not of one section`);
     }
     for (const workload of result.workloads) byName.set(workload.name, workload);
   }
   const runs = Math.max(...results.map(({ settings }) => settings.runs));
-  return { ...first, settings: { ...first.settings, runs }, workloads: [...byName.values()] };
+  const times = results
+    .flatMap(({ startedAt, lastStartedAt = startedAt }) => [startedAt, lastStartedAt])
+    .sort();
+  return {
+    ...first,
+    startedAt: times.at(0) ?? first.startedAt,
+    lastStartedAt: times.at(-1) ?? first.startedAt,
+    settings: { ...first.settings, runs },
+    workloads: [...byName.values()],
+  };
+}
+
+/** What results of one section have in common, by its name. */
+const ALIKE: Readonly<Record<string, (result: BenchResult) => unknown>> = {
+  machine: ({ machine }) => machine,
+  versions: ({ versions }) => versions,
+  scale: ({ settings }) => settings.scale,
+  usedServers: ({ settings }) => settings.usedServers ?? false,
+};
+
+/** A result is judged by the targets of today, also if it was made when there were others. */
+export function judgedToday(result: BenchResult): BenchResult {
+  const workloads = result.workloads.map((workload) => ({
+    ...workload,
+    targets: [...(targetsOf(workload.name) ?? workload.targets)],
+  }));
+  return { ...result, workloads };
+}
+
+/** Starts are measured with each Node that is on the machine: the page may tell of others. */
+function targetsOf(name: string): readonly Target[] | undefined {
+  const [, version] = /^start-node-(.+)$/.exec(name) ?? [];
+  if (version !== undefined) return targetsOfStart(version);
+  return WORKLOADS.find((workload) => workload.name === name)?.targets;
 }
 
 /** A section, and what is published of it. */
@@ -70,7 +105,8 @@ interface Shown {
 }
 
 /** By the name of its marker, all that is published of these results. */
-export function partsOf(results: Results, plotOf: PlotOf): Map<string, string> {
+export function partsOf(published: Results, plotOf: PlotOf): Map<string, string> {
+  const results = new Map([...published].map(([section, result]) => [section, judgedToday(result)]));
   const data = DATA_SECTIONS.flatMap((section) => {
     const result = results.get(section);
     return result === undefined ? [] : [{ section, result }];
@@ -121,7 +157,10 @@ function targetsSideBySide(data: readonly Shown[], plotOf: PlotOf): string {
     });
   const heads = data.map(({ result }) => nodeOf(result));
   const pictures = data.slice(0, 1).map((shown) => targetsPicture(shown, plotOf));
-  return [table(["workload", ...TARGET_HEAD, ...heads], rows), ...pictures].join("\n\n");
+  const notRun = rows.some((cells) => cells.includes("–"))
+    ? ["“–”: not run, or too few rounds to be published."]
+    : [];
+  return [table(["workload", ...TARGET_HEAD, ...heads], rows), ...notRun, ...pictures].join("\n\n");
 }
 
 /** Each workload once, with a table for each version of Node. */

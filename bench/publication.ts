@@ -7,7 +7,7 @@ import { existsSync } from "node:fs";
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { readmeSentence } from "./in-short.js";
-import { combined, partsOf, publishable } from "./page.js";
+import { combined, judgedToday, partsOf, publishable } from "./page.js";
 import { targetsPlot, workloadPlot } from "./plots.js";
 import type { BenchResult } from "./result.js";
 import { readResult } from "./result-file.js";
@@ -52,23 +52,24 @@ export async function publish(
   await mkdir(folder, { recursive: true });
   for (const name of await readdir(folder)) if (name.endsWith(".svg")) await rm(join(folder, name));
   await writeFile(resultOf(page, section), onLines(result));
-  if (section !== "start") await drawPlots(result, folder);
+  if (section === "start") return left;
+  for (const workload of result.workloads)
+    await writeFile(join(folder, `${workload.name}.svg`), workloadPlot(workload));
   return left;
 }
 
-async function drawPlots(result: BenchResult, folder: string): Promise<void> {
-  await writeFile(join(folder, "targets.svg"), targetsPlot(result));
-  for (const workload of result.workloads)
-    await writeFile(join(folder, `${workload.name}.svg`), workloadPlot(workload));
-}
-
-/** What the pages say, made of the published results. */
-export async function madeOfResults({ page, readme }: Pages): Promise<Map<string, string>> {
+async function publishedAt(page: string): Promise<Map<Section, BenchResult>> {
   const results = new Map<Section, BenchResult>();
   for (const section of SECTIONS) {
     const path = resultOf(page, section);
     if (existsSync(path)) results.set(section, await readResult(path));
   }
+  return results;
+}
+
+/** What the pages say, made of the published results. */
+export async function madeOfResults({ page, readme }: Pages): Promise<Map<string, string>> {
+  const results = await publishedAt(page);
   const plots = basename(page, ".md");
   const parts = partsOf(results, (section, name) => `${plots}/${section}/${name}.svg`);
   const made = new Map([[page, fillMarkers(await readFile(page, "utf8"), parts)]]);
@@ -79,7 +80,12 @@ export async function madeOfResults({ page, readme }: Pages): Promise<Map<string
   return made;
 }
 
+/** The plot of targets is drawn anew too: they may be others than when the result was published. */
 export async function writePages(pages: Pages): Promise<void> {
+  for (const [section, result] of await publishedAt(pages.page)) {
+    if (section === "start") continue;
+    await writeFile(join(folderOf(pages.page, section), "targets.svg"), targetsPlot(judgedToday(result)));
+  }
   for (const [path, text] of await madeOfResults(pages)) await writeFile(path, text);
 }
 

@@ -56,18 +56,26 @@ function ratiosOf(contender: ContenderResult, other: ContenderResult, metric: Me
 }
 
 /** What everything was measured on and with: one paragraph. */
-export function circumstances({ machine, versions, settings, workloads }: BenchResult): string {
+export function circumstances(result: BenchResult): string {
+  const { machine, versions, settings, workloads, startedAt, lastStartedAt } = result;
   const { cpu, cores, memoryGiB, kernel, fileSystem } = machine;
+  const days = [...new Set([startedAt, lastStartedAt ?? startedAt].map(dayOf))].join(" to ");
   const tools = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
   const size = settings.scale === 1 ? "" : ` Sizes × ${settings.scale}: good for trying out only.`;
   const used = settings.usedServers
     ? " Before each of them QEMU's server has answered one read of 8 MiB."
     : "";
   return [
-    `${cores} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}; inputs and outputs on ${fileSystem}.`,
+    `${days}: ${cores} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}; inputs and outputs on ${fileSystem}.`,
     `Medians of ${roundsIn(workloads) ?? `up to ${settings.runs}`} interleaved runs after a warm-up.${used}${size}`,
     `${tools.join("; ")}.`,
   ].join(" ");
+}
+
+/** "30 November 2026", by UTC. */
+function dayOf(time: string): string {
+  const options = { day: "numeric", month: "long", year: "numeric", timeZone: "UTC" } as const;
+  return new Intl.DateTimeFormat("en-GB", options).format(new Date(time));
 }
 
 /** How many rounds each contender has had, at most. */
@@ -194,10 +202,17 @@ export function targetCells(target: Target): string[] {
 /** What was measured of a target, in as many digits as show on which side of it that is. */
 export function measuredCell({ target, value }: JudgedTarget): string {
   if (value === undefined || Number.isNaN(value.median)) return "–";
-  if (target.metric === "rss") return shown(value.max, target);
-  const bound = shown(target.atMost, target);
-  const isClose = value.median !== target.atMost && shown(value.median, target) === bound;
-  return spread(value, digitsOf(target) + (isClose ? 1 : 0));
+  if (target.metric === "rss") return value.max.toFixed(digitsToTell(value.max, target));
+  const figures = [value.median, value.min, value.max];
+  return spread(value, Math.max(...figures.map((figure) => digitsToTell(figure, target))));
+}
+
+/** Of a figure beside its target: more than else where both would look alike, up to three more. */
+function digitsToTell(figure: number, target: Target): number {
+  const usual = digitsOf(target);
+  if (figure === target.atMost) return usual;
+  const looksAlike = (digits: number): boolean => figure.toFixed(digits) === target.atMost.toFixed(digits);
+  return [0, 1, 2].map((more) => usual + more).find((digits) => !looksAlike(digits)) ?? usual + 3;
 }
 
 function shown(value: number, target: Target): string {

@@ -77,6 +77,8 @@ const workloadSchema = z.object({
 export const resultSchema = z.object({
   format: z.literal(1),
   startedAt: z.string(),
+  /** Of the last of several runs that were put together. */
+  lastStartedAt: z.string().optional(),
   machine: z.object({
     cpu: z.string(),
     cores: z.number(),

@@ -34,7 +34,7 @@ export function pairwiseRatios(values: readonly number[], references: readonly n
 export type Verdict = "less" | "more" | "none" | "open";
 
 /** So many rounds that agree by chance do so in one case of 16. */
-const ENOUGH_ROUNDS = 5;
+export const ENOUGH_ROUNDS = 5;
 
 /**
  * A difference counts only if every round shows it: if 1 lies between the smallest and largest ratio, there
@@ -57,10 +57,10 @@ export function verdictBetween(before: Spread, after: Spread): Verdict {
 
 export type Standing = "met" | "missed" | "undecided" | "too few runs";
 
-/** A target is undecided where the median misses it, but some rounds did not. */
+/** A target is met or missed where every round says so, and undecided where some do and others don't. */
 export function standingOf(value: Spread, atMost: number): Standing {
   if (value.count < ENOUGH_ROUNDS) return "too few runs";
-  if (value.median <= atMost) return "met";
+  if (value.max <= atMost) return "met";
   return value.min <= atMost ? "undecided" : "missed";
 }
 

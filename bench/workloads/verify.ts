@@ -13,7 +13,7 @@ function verifyOf(name: string, digests: DigestAlgorithm, yardstick: string): Wo
     name,
     title: `Every byte of eleven points verified, with ${digests} digests`,
     about:
-      "The chain of restore-chain, 1.6 GiB of images. The others read the same files and compare nothing: sha256sum by one processor; from the page cache by all of them, 16 MiB at a time; and the same with SHA-256.",
+      "The chain of restore-chain, 1.6 GiB of images. The others read the same files and compare nothing: sha256sum, with one processor; a program that reads with all processors, 16 MiB at a time; and the same program with SHA-256.",
     reference: read.name,
     contenders: [read, proven, sha256sum(), verified],
     targets: [

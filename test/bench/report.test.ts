@@ -4,12 +4,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { compare, comparisonReport, differences } from "../../bench/comparison.js";
+import { inShort, readmeSentence } from "../../bench/in-short.js";
 import { startedIn } from "../../bench/outside.js";
+import { combined, judgedToday } from "../../bench/page.js";
 import { PROJECT } from "../../bench/paths.js";
 import { targetsPlot, workloadPlot } from "../../bench/plots.js";
 import { fillMarkers, madeOfResults, publish, writePages } from "../../bench/publication.js";
 import { circumstances, judgeTargets, roundsOf, targetsReport, workloadReport } from "../../bench/report.js";
-import type { RunResult, Target } from "../../bench/result.js";
+import type { RunResult, Target, WorkloadResult } from "../../bench/result.js";
 import { readResult } from "../../bench/result-file.js";
 import { SECTIONS } from "../../bench/sections.js";
 import { WORKLOADS } from "../../bench/workloads/index.js";
@@ -97,11 +99,12 @@ describe("targets", () => {
     return resultOf(workloadOf([theirs, contenderOf("ours", 1, 2, 2.25, 1, 2)], { targets: [target] }));
   };
 
-  it("are judged by the median of the pairwise ratios", () => {
-    expect(judgeTargets(judged(0.5))[0]).toMatchObject({
+  it("are judged by the pairwise ratios of all rounds", () => {
+    expect(judgeTargets(judged(0.75))[0]).toMatchObject({
       standing: "met",
       value: { median: 0.5, max: 0.75 },
     });
+    expect(judgeTargets(judged(0.5))[0]?.standing).toBe("undecided");
     expect(judgeTargets(judged(0.45))[0]?.standing).toBe("undecided");
     expect(judgeTargets(judged(0.2))[0]?.standing).toBe("missed");
   });
@@ -154,6 +157,96 @@ describe("targets", () => {
   });
 });
 
+describe("what is next to a target", () => {
+  const memory = (mebibytes: number) => {
+    const [run] = ours.runs as [RunResult];
+    const runs = [1, 1, 1, 1, mebibytes].map((most) => ({ ...run, peakRssKiB: most * 1024 }));
+    return resultOf(
+      workloadOf([{ ...ours, runs }], { targets: [{ contender: "ours", metric: "rss", atMost: 128 }] }),
+    );
+  };
+
+  it.each([
+    [128.4, "128.4 | missed"],
+    [128.01, "128.01 | missed"],
+    [127.9, "127.9 | met"],
+    [128, "128 | met"],
+    [130.2, "130 | missed"],
+  ])("has as many digits as tell the side that it is on: %f MiB", (mebibytes, cells) => {
+    expect(targetsReport(memory(mebibytes))).toContain(`| peak RSS MiB |  | ≤ 128 | ${cells} |`);
+  });
+});
+
+describe("several results of one section", () => {
+  const result = resultOf(workloadOf([theirs, ours]));
+
+  it.each([
+    ["machine", { ...result, machine: { ...result.machine, cores: 4 } }],
+    ["versions", { ...result, versions: { Node: "24.0.0" } }],
+    ["scale", { ...result, settings: { ...result.settings, scale: 0.1 } }],
+    ["usedServers", { ...result, settings: { ...result.settings, usedServers: true } }],
+  ])("are not put together if they differ in %s", (what, other) => {
+    expect(() => combined([result, other])).toThrow(`another ${what}`);
+  });
+
+  it("are of all their days", () => {
+    const later = { ...result, startedAt: "2026-11-22T12:00:00.000Z" };
+    expect(circumstances(combined([later, result]))).toContain("20 November 2026 to 22 November 2026: ");
+    expect(circumstances(combined([result, result]))).toMatch(/^20 November 2026: /);
+  });
+});
+
+describe("what was measured with other targets than today's", () => {
+  it("is judged by today's, and starts with any Node too", () => {
+    const targets: Target[] = [{ contender: "nbdpull raw", metric: "rss", atMost: 1 }];
+    const names = ["tls", "start-node-20.0.0", "start-node-24.0.0", "of no name any more"];
+    const { workloads } = judgedToday(
+      resultOf(...names.map((name) => workloadOf([theirs], { name, targets }))),
+    );
+    const [tls, start, newer, gone] = workloads.map((workload) => workload.targets);
+    expect(tls).toEqual(WORKLOADS.find(({ name }) => name === "tls")?.targets);
+    expect(start).toContainEqual({
+      contender: "pull --help",
+      metric: "wall",
+      against: "node -e 0",
+      atMost: 1.74,
+    });
+    expect(newer?.length).toBeGreaterThan(start?.length ?? 0);
+    expect(gone).toEqual(targets);
+  });
+});
+
+describe("what a reader is told first", () => {
+  const backup = (name: string, ...seconds: number[]) => [
+    contenderOf("virtnbdbackup", ...seconds.map(() => 2)),
+    contenderOf(name, ...seconds),
+  ];
+  const full = workloadOf(backup("nbdpull backup", 1, 1, 1, 1, 1), { name: "libvirt-full" });
+  const increment = workloadOf(backup("nbdpull backup", 0.5, 0.5, 0.5), { name: "libvirt-incremental" });
+
+  it("names the rounds where they are too few to decide anything", () => {
+    const few = inShort([resultOf(full, increment)]);
+    expect(few).toContain("| a libvirt domain, backed up in full | virtnbdbackup | 0.50 |");
+    expect(few).toContain("| an increment of it | virtnbdbackup | 0.25 (3 rounds) |");
+    expect(few).toContain("Fewer than 5 rounds decide nothing");
+    expect(inShort([resultOf(full)])).not.toMatch(/rounds/);
+  });
+
+  it("and the README likewise, of what there is a result of", () => {
+    const sentence = (...workloads: WorkloadResult[]): string =>
+      readmeSentence(resultOf(...workloads)).replaceAll(/\s+/g, " ");
+    expect(sentence(full)).toBe(
+      "- **It is fast.** On one machine, beside virtnbdbackup: a full backup took 0.50 of its time ([measured side by side](docs/performance.md)).",
+    );
+    const both = sentence(full, increment);
+    expect(both).toContain(
+      "a full backup took 0.50 of its time, an increment 0.25 of its time (3 rounds) and 0.25 of its processor time (",
+    );
+    expect(both).toMatch(/ Fewer than 5 rounds decide nothing\.$/);
+    expect(sentence()).toContain("[measured side by side](docs/performance.md)");
+  });
+});
+
 describe("a workload that reads at random", () => {
   it("tells how long a read takes, with an absolute target", () => {
     const [run] = ours.runs as [RunResult];
@@ -172,9 +265,12 @@ describe("the circumstances", () => {
   it("name machine, versions and settings, and mention scaled sizes", () => {
     const result = resultOf();
     expect(circumstances(result)).toBe(
-      "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of up to 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
+      "20 November 2026: 2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of up to 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
     );
     expect(circumstances({ ...result, settings: { runs: 1, scale: 0.1 } })).toContain("Sizes × 0.1");
+    expect(circumstances({ ...result, lastStartedAt: "2026-11-21T00:00:00.000Z" })).toMatch(
+      /^20 November 2026 to 21 November 2026: 2 ×/,
+    );
     const few = workloadOf([contenderOf("theirs", 1, 2), contenderOf("ours", 1)], { name: "few" });
     expect(circumstances(resultOf(workloadOf([theirs]), few))).toContain(
       "Medians of 2 to 5 interleaved runs",

@@ -54,8 +54,9 @@ describe("a verdict", () => {
 });
 
 describe("a target", () => {
-  it("is met by the median, missed by all rounds, and undecided in between", () => {
-    expect(standingOf({ count: 5, median: 0.8, min: 0.7, max: 1 }, 0.8)).toBe("met");
+  it("is met by all rounds, missed by all rounds, and undecided in between", () => {
+    expect(standingOf({ count: 5, median: 0.75, min: 0.7, max: 0.8 }, 0.8)).toBe("met");
+    expect(standingOf({ count: 5, median: 0.75, min: 0.7, max: 0.81 }, 0.8)).toBe("undecided");
     expect(standingOf({ count: 5, median: 0.9, min: 0.85, max: 1 }, 0.8)).toBe("missed");
     expect(standingOf({ count: 5, median: 0.9, min: 0.75, max: 1 }, 0.8)).toBe("undecided");
   });
