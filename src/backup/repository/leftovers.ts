@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import pLimit from "p-limit";
 import { allOrNone } from "../base/in-parallel.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { Guard } from "../image/image-file.js";
@@ -9,10 +10,11 @@ export const PARTIAL = ".partial";
 /** Prefix of what is being removed. */
 const DEAD = ".dead-";
 /**
- * What is removed at a time. The system takes its time to free a large image, one processor for each. Others
- * of libuv's four threads stay free, so that the lock is renewed.
+ * What this process removes at a time, of all domains. The system takes its time to free a large image, one
+ * processor for each. Others of libuv's four threads stay free, so that the locks are renewed.
  */
 const REMOVED_AT_ONCE = 2;
+const inTurn = pLimit(REMOVED_AT_ONCE);
 
 /** Whether a folder of this name is a point that is being made, or that a dead run has left. */
 export function isPartialPoint(name: string): boolean {
@@ -54,5 +56,10 @@ export async function setAside(domain: HeldFolder, name: string): Promise<string
 
 export async function removeDead(domain: HeldFolder): Promise<void> {
   const dead = (await domain.names()).filter((name) => name.startsWith(DEAD));
-  await allOrNone(dead, REMOVED_AT_ONCE, undefined, (name) => domain.remove(name));
+  await allOrNone(dead, REMOVED_AT_ONCE, undefined, (name, signal) =>
+    inTurn(async () => {
+      signal.throwIfAborted();
+      await domain.remove(name);
+    }),
+  );
 }
