@@ -73,8 +73,11 @@ export class CopiedFile implements RemoteFile {
     create: (bytes: number) => Promise<NewFile>,
     options: CopyFileOptions,
   ): Promise<CopiedFile> {
-    const { most, left, signal } = options;
-    const file = await openPlace(from, { signal });
+    const { most, left } = options;
+    const unwanted = new AbortController();
+    // Once for each file: Node 20 keeps something of each such signal.
+    const reading = { unwanted, signal: anySignal(options.signal, unwanted.signal) };
+    const file = await openPlace(from, reading);
     let to: NewFile | undefined;
     try {
       const size = await file.size();
@@ -88,7 +91,7 @@ export class CopiedFile implements RemoteFile {
       const place = options.copy ?? from;
       const whole = options.leftWhole?.(size);
       if (whole) {
-        const nothingSent = { ...options, leftBytes: size };
+        const nothingSent = { ...options, reading, leftBytes: size };
         await eachPiece(file, pieces, nothingSent, async (bytes) => whole.update(bytes));
         if (whole.isSame()) return new CopiedFile(place, pieces);
         options.onBytes(-size);
@@ -100,7 +103,7 @@ export class CopiedFile implements RemoteFile {
       await eachPiece(
         file,
         pieces,
-        { ...options, leftBytes: left ? await left.size() : to.leftBytes },
+        { ...options, reading, leftBytes: left ? await left.size() : to.leftBytes },
         async (bytes, at) => {
           if (!isZero(bytes)) await target.write(bytes, at);
         },
@@ -132,6 +135,11 @@ interface Pieces {
 }
 
 interface PieceOptions extends CopyFileOptions {
+  readonly reading: {
+    readonly unwanted: AbortController;
+    /** Ends reads of the file: the caller's, or `unwanted`. */
+    readonly signal: AbortSignal;
+  };
   /** Bytes at the front that need not be sent, as it seems. */
   readonly leftBytes?: number | undefined;
 }
@@ -140,7 +148,7 @@ interface PieceOptions extends CopyFileOptions {
 async function eachPiece(
   file: ReadableFile,
   { length, pieceBytes, digests }: Pieces,
-  { limit, left, leftBytes = 0, signal, onBytes }: PieceOptions,
+  { limit, left, leftBytes = 0, reading, signal, onBytes }: PieceOptions,
   work: (bytes: Buffer, at: number) => Promise<void>,
 ): Promise<void> {
   const leftEnd = leftBytes >= length ? length : leftBytes - (leftBytes % pieceBytes);
@@ -149,11 +157,12 @@ async function eachPiece(
   const blocks = blocksAhead(
     blocksOf(length, leftEnd, blockBytes),
     READS_AT_ONCE,
-    async (target, { at, isLeft }, unwanted) => {
-      if (!isLeft) await limit?.take(target.length, anySignal(signal, unwanted));
-      signal.throwIfAborted();
+    async (target, { at, isLeft }) => {
+      if (!isLeft) await limit?.take(target.length, reading.signal);
+      reading.signal.throwIfAborted();
       await readWhole(left && isLeft ? left : file, target, at);
     },
+    reading.unwanted,
   );
   for await (const { block, bytes } of blocks) {
     for (let done = 0; done < bytes.length; done += pieceBytes) {

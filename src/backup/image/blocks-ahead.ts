@@ -15,16 +15,17 @@ interface ReadBlock<B extends Block> {
  * as long to answer as to send a block. When it ends, for whatever reason, nothing is being read any more.
  *
  * @param atOnce how many blocks are read or handed out at a time, each with a buffer of its own
- * @param read fills all of `target`; `unwanted` is aborted when nobody waits for it any more
+ * @param read fills all of `target`
+ * @param unwanted is aborted when nobody waits any more for reads that are under way: they must end then
  * @throws what `read` throws, after the blocks before
  */
 export async function* blocksAhead<B extends Block>(
   blocks: Iterable<B>,
   atOnce: number,
-  read: (target: Buffer, block: B, unwanted: AbortSignal) => Promise<void>,
+  read: (target: Buffer, block: B) => Promise<void>,
+  unwanted: AbortController,
 ): AsyncGenerator<ReadBlock<B>> {
   const rest = blocks[Symbol.iterator]();
-  const unwanted = new AbortController();
   const spare: Buffer[] = [];
   const underWay: { readonly block: B; readonly buffer: Buffer; readonly done: Promise<void> }[] = [];
   const begin = (): void => {
@@ -33,7 +34,7 @@ export async function* blocksAhead<B extends Block>(
     const block = next.value;
     const used = spare.pop();
     const buffer = used && used.length >= block.length ? used : Buffer.allocUnsafeSlow(block.length);
-    const done = read(buffer.subarray(0, block.length), block, unwanted.signal);
+    const done = read(buffer.subarray(0, block.length), block);
     // It is looked at when its turn comes, if at all.
     done.catch(() => undefined);
     underWay.push({ block, buffer, done });
@@ -47,7 +48,7 @@ export async function* blocksAhead<B extends Block>(
       begin();
     }
   } finally {
-    unwanted.abort();
+    if (underWay.length > 0) unwanted.abort();
     await Promise.allSettled(underWay.map(({ done }) => done));
   }
 }

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { anySignal } from "../../nbd/index.js";
 import { copyPrivately, createPrivate, sha256OfFile } from "../host/plain-files.js";
 import { type Block, blocksAhead } from "./blocks-ahead.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
@@ -98,11 +99,12 @@ export async function copyFrom(
 
 /** The content of a file elsewhere, from front to back. A piece is valid until the next one is asked for. */
 async function* piecesOf(place: RemoteFile, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
-  const file = await place.open({ signal });
+  const unwanted = new AbortController();
+  const file = await place.open({ signal: anySignal(signal, unwanted.signal) });
   try {
-    const pieces = blocksAhead(blocksOf(await file.size()), PIECES_AT_ONCE, async (target, { at }) => {
+    const read = async (target: Buffer, { at }: Block): Promise<void> =>
       await file.fill(target, at, at + target.length);
-    });
+    const pieces = blocksAhead(blocksOf(await file.size()), PIECES_AT_ONCE, read, unwanted);
     for await (const { bytes } of pieces) yield bytes;
   } finally {
     await file.close();

@@ -104,6 +104,35 @@ it.each([
   expect(from).toBe(there - (there % MIB));
 });
 
+/** A file in a store that answers the first read, and no other: they end when their signal is aborted. */
+const silent: RemoteFile = {
+  path: "far/silent",
+  open: async ({ signal } = {}) => {
+    const read = async (target: Uint8Array, position: number): Promise<number> => {
+      if (position > 0) await sleep(60_000, undefined, signal ? { signal } : {});
+      return CONTENT.copy(target, 0, position);
+    };
+    const file = { path: "far/silent", read, size: async () => CONTENT.length, close: async () => undefined };
+    return { ...file, fill: (target, position, end) => fillFrom(file, target, position, end) };
+  },
+};
+
+it.each([undefined, new RateLimit(100 * MIB)])(
+  "tells at once that nothing more can be written, while reads are not answered",
+  async (limit) => {
+    const full = async (): Promise<ImageFile> => {
+      const to = await ImageFile.create(join(folder, `full-${limit === undefined}`));
+      to.write = async () => {
+        throw new Error("no space left");
+      };
+      return to;
+    };
+    const options = { most: CONTENT.length, limit, signal: new AbortController().signal };
+    const copying = CopiedFile.copy(silent, full, { ...options, onBytes: () => undefined });
+    await expect(copying).rejects.toThrow("no space left");
+  },
+);
+
 it("keeps to a limited rate piece by piece", async () => {
   const begun = performance.now();
   const rate = 100 * MIB;
