@@ -1,5 +1,7 @@
+import { setMaxListeners } from "node:events";
 import pLimit from "p-limit";
 import { UsageError } from "../src/backup/base/errors.js";
+import { anySignal } from "../src/nbd/index.js";
 import { EXIT, throwIfInterrupted, worstExitCode } from "./exit-codes.js";
 import type { Context } from "./run.js";
 
@@ -11,6 +13,7 @@ type DomainResult<T> =
 /**
  * Works on domains, one after the other by default. A failure of one, which is named, doesn't stop the
  * others; the exit code becomes the worst. Of a single domain the failure is thrown.
+ * @param work on one domain; its signal is aborted by the user, or when the command ends for another domain
  * @param tell prints the result of a domain, as soon as it is there
  * @param atOnce how many domains are worked on side by side
  * @returns in the order of the domains
@@ -20,7 +23,7 @@ type DomainResult<T> =
 export async function eachDomain<T>(
   domains: readonly string[],
   { output, signal }: Context,
-  work: (domain: string) => Promise<T>,
+  work: (domain: string, signal: AbortSignal) => Promise<T>,
   tell: (result: T) => void,
   atOnce = 1,
 ): Promise<DomainResult<T>[]> {
@@ -28,17 +31,21 @@ export async function eachDomain<T>(
   const errors: unknown[] = [];
   /** What ends the command, rather than the work on one domain. */
   let failure: { readonly reason: unknown } | undefined;
+  const ended = new AbortController();
+  const either = anySignal(signal, ended.signal);
+  setMaxListeners(0, either);
   const one = async (domain: string, index: number): Promise<void> => {
     if (signal.aborted || failure) return;
     try {
-      const result = await work(domain);
+      const result = await work(domain, either);
       results[index] = { domain, result };
       output.ended(domain);
       tell(result);
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal.aborted || failure) return;
       if (error instanceof UsageError || domains.length === 1) {
-        failure ??= { reason: error };
+        failure = { reason: error };
+        ended.abort(error);
         return;
       }
       errors.push(error);

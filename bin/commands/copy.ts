@@ -62,7 +62,7 @@ export async function runCopy(
   const limit = rateLimitOf(options);
   const domainsAtOnce = Math.max(1, Math.min(options.jobs ?? JOBS, domains.length));
   const progress = await output.progress();
-  const copy = (domain: string): Promise<CopyResult> =>
+  const copy = (domain: string, ending: AbortSignal): Promise<CopyResult> =>
     copyDomain({
       from,
       to,
@@ -72,7 +72,7 @@ export async function runCopy(
       dryRun: options.dryRun,
       limit,
       domainsAtOnce,
-      signal,
+      signal: ending,
       onWarning: (message) => output.warn(message),
       onProgress: ({ copiedBytes, totalBytes }) =>
         progress.update(domain, copiedBytes, Math.max(copiedBytes, totalBytes), copiedBytes),
