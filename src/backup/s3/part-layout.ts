@@ -19,6 +19,18 @@ export const BUFFER_BYTES = 80 * MIB;
 /** The first part, one that is being filled, the one before it, and one that is on its way. */
 const NEEDED_AT_ONCE = 4;
 
+/** Bytes of the buffers of one image that is uploaded alone: more gains nothing. */
+const ONE_IMAGE_BUFFERS = 48 * MIB;
+
+/**
+ * Bytes of the buffers of an image. With those of the digest files of two disks, 8 MiB each, the images of two
+ * take 96 MiB. Of more than three, each takes more than this: parts have 8 MiB at least, and there are three.
+ * @param atOnce how many images are uploaded side by side
+ */
+export function imageBufferBytes(atOnce: number): number {
+  return atOnce === 1 ? ONE_IMAGE_BUFFERS : Math.floor(BUFFER_BYTES / atOnce);
+}
+
 /** Bytes of a part that leaves room for the others that are in memory. */
 export function cheapBytesOf({
   bufferBytes = BUFFER_BYTES,

@@ -1,5 +1,6 @@
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { Lease } from "../s3/lease.js";
+import { imageBufferBytes } from "../s3/part-layout.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { composedParts } from "./composed-parts.js";
 import { createObject } from "./create-object.js";
@@ -13,14 +14,7 @@ import type { NewStoredPoint, StoredPointOptions } from "./stored-writing.js";
 const MIB = 1024 * 1024;
 /** How long a process that has lost its lease tries to have the next one look. */
 const LATE_NOTE_MS = 10_000;
-/**
- * Bytes of the buffers of all images that are uploaded side by side. With those of the digest files of two
- * disks they are 96 MiB.
- */
-const IMAGE_BUFFERS = 80 * MIB;
-/** The same of one that is uploaded alone: more gains nothing. */
-const ONE_IMAGE_BUFFERS = 48 * MIB;
-/** The same of a digest file beside its image: one part, which is uploaded before the next one is filled. */
+/** Bytes of the buffers of a digest file beside its image: one part is uploaded before the next is filled. */
 export const DIGEST_BUFFERS = 8 * MIB;
 
 /** A point that was begun. */
@@ -57,8 +51,7 @@ export class S3Point implements NewStoredPoint {
     return {
       path,
       create: async ({ mostBytes, inOrder }: CreateOptions) => {
-        const share = imagesAtOnce === 1 ? ONE_IMAGE_BUFFERS : IMAGE_BUFFERS / imagesAtOnce;
-        const bufferBytes = inOrder && digestsBeside ? DIGEST_BUFFERS : share;
+        const bufferBytes = inOrder && digestsBeside ? DIGEST_BUFFERS : imageBufferBytes(imagesAtOnce);
         const left = await this.#left?.upload(key, { signal });
         const options = { signal, mostBytes, inOrder, bufferBytes, left };
         const composed = inOrder ? undefined : await composedParts(bucket, key, options);
