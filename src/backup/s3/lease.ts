@@ -91,7 +91,7 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
       if (taken) return taken;
       // Somebody was quicker, which the next look shows, unless the store contradicts itself.
       if (now > deadline + termMs) {
-        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time: look at that object, and whether something between here and the store keeps old answers`;
+        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time (were versions switched on in the bucket? Ceph refuses each If-Match there): if no nbdpull writes there on any host, remove that object and try again; if that doesn't help, something between here and the store keeps old answers`;
         throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
       }
     } else if (now > deadline && isRenewed) {

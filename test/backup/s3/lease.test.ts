@@ -183,6 +183,19 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     expect(line.seen.length - asked).toBeLessThan(20);
   });
 
+  it("of a dead process is told how to be removed where the store refuses each condition on it", async () => {
+    await other.put(KEY, Buffer.from("left behind"));
+    // As Ceph does when versions were switched on.
+    line.fault = ({ method }) => (method === "PUT" ? { answer: 412, code: "PreconditionFailed" } : undefined);
+    await expect(takeLease(mine, KEY, { ...options, termMs: 100 })).rejects.toMatchObject({
+      code: "E_LOCKED",
+      message: expect.stringMatching(/versions switched on .* remove that object and try again/),
+    });
+    line.fault = () => undefined;
+    await other.remove([KEY]);
+    await (await takeLease(mine, KEY, options)).release();
+  });
+
   it("is not taken when the wait is aborted", async () => {
     await other.put(KEY, Buffer.from("{}"));
     const stop = new AbortController();
