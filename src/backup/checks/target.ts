@@ -14,6 +14,7 @@ import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
 import { Repository } from "../repository/repository.js";
+import { unsafeStore } from "../repository/unsafe-store.js";
 import { namesStore } from "../storage/open-store.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
@@ -29,7 +30,8 @@ export async function lookAtTarget({
   if (repositoryPath === undefined) return [];
   if (namesStore(repositoryPath)) {
     if (!repository) return [];
-    const unsafe = await repository.unsafeStore();
+    const abilities = await repository.recordedAbilities();
+    const unsafe = abilities && unsafeStore(abilities);
     return [unsafe === undefined ? pass(`${repositoryPath} lies in an object store`) : warn(unsafe)];
   }
   const folder = await nearestFolder(resolve(repositoryPath));

@@ -160,7 +160,7 @@ function objectionTo(
   return async ({ disk, child, dropped }) => {
     if ([child, ...dropped].some((id) => damaged.has(`${id}/${disk}`))) return "damaged";
     if (!repository.isInStore) return undefined;
-    if (!(canMerge ?? (await repository.replacesOnCondition())))
+    if (!(canMerge ?? (await repository.recordedAbilities())?.conditionalReplace ?? true))
       return "the store can't replace on condition";
     const images = points.filter(({ id }) => [child, ...dropped].includes(id));
     // An image of another format would be made by reading all of it.

@@ -15,7 +15,7 @@ export interface Reading {
 }
 
 /** Opens the domain's folder as it is now; undefined: it is gone. */
-type OpenDomain = () => Promise<StoredFolder | undefined>;
+export type OpenDomain = () => Promise<StoredFolder | undefined>;
 
 /**
  * A reader who has a mark, for which a prune waits.
@@ -83,6 +83,28 @@ export async function readingInStore(store: StoreRoot, domain: string, open: Ope
     },
     release: async () => undefined,
   };
+}
+
+/**
+ * Runs `work`, which reads points, and releases the reading then.
+ * @throws {BackupError} points were changed meanwhile, whether `work` has failed of it or not
+ */
+export async function whileReading<T>(
+  begun: Reading,
+  isInStore: boolean,
+  work: () => Promise<T>,
+): Promise<T> {
+  try {
+    const result = await work().catch(async (error: unknown) => {
+      // What a prune has replaced or removed looks like damage there.
+      if (isInStore && error instanceof DamageError) await begun.assertUnpruned();
+      throw error;
+    });
+    await begun.assertUnpruned();
+    return result;
+  } finally {
+    await begun.release();
+  }
 }
 
 /** The ETags of the manifests, by the ids of the points. */

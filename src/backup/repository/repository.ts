@@ -16,17 +16,17 @@
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
-import { DamageError, hasCode } from "../base/errors.js";
+import { DamageError } from "../base/errors.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
 import { isSamePlace, namesStore } from "../storage/open-store.js";
 import type { RecordFolder } from "../storage/record-folder.js";
-import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import type { StoreAbilities, StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { KeptVersion, StoredLeftovers, StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
-import { findFolders } from "./find-folders.js";
+import { findFolders, foldersWithPoints } from "./find-folders.js";
 import { findRepository } from "./find-repository.js";
-import { folderNameOf, LOST_AND_FOUND } from "./folder-name.js";
+import { folderNameOf } from "./folder-name.js";
 import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
@@ -42,10 +42,15 @@ import {
   pointNamesIn,
 } from "./pending-point.js";
 import { MANIFEST, readManifest, readManifests } from "./read-manifest.js";
-import { type Reading, readingInStore, readingUnlessPublishing } from "./reading.js";
+import {
+  type OpenDomain,
+  type Reading,
+  readingInStore,
+  readingUnlessPublishing,
+  whileReading,
+} from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
-import { unsafeStore } from "./unsafe-store.js";
 import { writeInFolder } from "./write-in-folder.js";
 import { leftInStore, makePointInStore, writeInStore } from "./write-in-store.js";
 
@@ -74,7 +79,6 @@ export class Repository {
   readonly #trusted: boolean;
   /** Undefined: it is a folder of this machine. */
   readonly #store: StoreRoot | undefined;
-
   readonly #onUnsafe: (warning: string) => void;
 
   private constructor(
@@ -155,27 +159,14 @@ export class Repository {
    * @throws {DamageError} `E_LINK`: a symbolic link leads to a folder that would be a domain's
    */
   async domains(): Promise<string[]> {
-    const names = await this.folders();
-    const withPoints: string[] = [];
-    // One after the other: each takes descriptors, and others may have made any number of folders.
-    for (const name of names) if (await this.#hasPoints(name)) withPoints.push(name);
-    return withPoints;
+    await using root = await this.#openRoot();
+    return await foldersWithPoints(root);
   }
 
   /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
   async folders(): Promise<string[]> {
     await using root = await this.#openRoot();
     return await findFolders(root);
-  }
-
-  async #hasPoints(folder: string): Promise<boolean> {
-    try {
-      return (await this.pointNames(folder)).length > 0;
-    } catch (error) {
-      // The file system's own, which only root may read. A domain may be called so, though.
-      if (folder === LOST_AND_FOUND && hasCode(error, "EACCES")) return false;
-      throw error;
-    }
   }
 
   /**
@@ -209,23 +200,12 @@ export class Repository {
    * @throws {BackupError} a prune did not see this reader's mark, and has changed points meanwhile
    */
   async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-    const begun = await this.beginReading(domain, signal);
-    try {
-      const result = await work().catch(async (error: unknown) => {
-        // What a prune has replaced or removed looks like damage there.
-        if (this.isInStore && error instanceof DamageError) await begun.assertUnpruned();
-        throw error;
-      });
-      await begun.assertUnpruned();
-      return result;
-    } finally {
-      await begun.release();
-    }
+    return await whileReading(await this.beginReading(domain, signal), this.isInStore, work);
   }
 
   /** Like `reading`, but until the caller releases it. */
   async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
-    const open = (): Promise<StoredFolder | undefined> => this.openDomain(domain);
+    const open: OpenDomain = () => this.openDomain(domain);
     if (this.#store) return await readingInStore(this.#store, folderNameOf(domain), open);
     for (;;) {
       const folder = await this.holdDomain(domain);
@@ -333,21 +313,11 @@ export class Repository {
   }
 
   /**
-   * Whether the object store that it lies in was found to replace an object only if it is still the one that
-   * was read. True if nobody has tried.
+   * What the object store that it lies in was found to do when it was made; undefined: nobody has tried.
    * @internal
    */
-  async replacesOnCondition(): Promise<boolean> {
-    return (this.#store && (await abilitiesIn(this.#store))?.conditionalReplace) ?? true;
-  }
-
-  /**
-   * What its marker says of the object store that is unsafe; undefined: nothing, or it does not tell.
-   * @internal
-   */
-  async unsafeStore(): Promise<string | undefined> {
-    const abilities = this.#store && (await abilitiesIn(this.#store));
-    return abilities && unsafeStore(abilities);
+  async recordedAbilities(): Promise<StoreAbilities | undefined> {
+    return this.#store && (await abilitiesIn(this.#store));
   }
 
   /**
