@@ -137,6 +137,32 @@ await describeWithLibvirt("a backup of a running domain", () => {
       expect(await listed(lab.address("taken", home))).toEqual(points);
     });
 
+    it("that is away for good fails the backup, which ends its job soon after it has lost the lease", async () => {
+      guest.repo = lab.address("away");
+      await guest.lab.write("vda", 0, 40 * MiB, 0x71);
+      let awaySince = 0;
+      lab.line.fault = ({ url }) => {
+        if (awaySince === 0 && url.includes("partNumber=3")) awaySince = performance.now();
+        return awaySince === 0 ? undefined : "hang up";
+      };
+      const running = startNbdpull(guest.arguments("--level", "full"), guest.start);
+      await expect.poll(() => awaySince, { timeout: 60_000 }).toBeGreaterThan(0);
+      const job = (): Promise<string> =>
+        virsh("domjobinfo", guest.lab.domain).then((text) => /^Job type:\s+(\S+)/m.exec(text)?.[1] ?? text);
+      expect(await job()).not.toBe("None");
+      await expect.poll(job, { timeout: 120_000, interval: 500 }).toBe("None");
+      // 48 s after the last renewal the lease is lost, and for 10 s an upload is tried to be aborted.
+      expect(performance.now() - awaySince).toBeLessThan(75_000);
+      const ended = await running.ended;
+      expect(ended?.code).not.toBe(0);
+      await guest.expectNothingLeft();
+      lab.line.fault = () => undefined;
+      expect(await listed(guest.repo)).toEqual([]);
+      await guest.take();
+      expect(await lab.left("away")).toEqual([]);
+      await guest.expectNothingLeft();
+    }, 240_000);
+
     it("that is killed at random moments loses no point, and the next leaves nothing of it", async () => {
       guest.repo = lab.address("killed");
       await guest.lab.write("vda", 0, 30 * MiB, 0x31);

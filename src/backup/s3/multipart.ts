@@ -18,6 +18,8 @@ import { isAbsent, reasonOf } from "./errors.js";
  * aborted.
  */
 const LOOKS_AFTER_MS = [250, 500, 1_000, 2_000];
+/** How long an upload is tried to be aborted, and then looked after: a backup job waits for it. */
+const ABORT_MS = 10_000;
 
 /** Bytes of another object of the bucket, which the store copies by itself. */
 export interface CopiedRange {
@@ -162,13 +164,14 @@ export class Multipart {
     if (uploadId === undefined) return;
     const upload = { key: this.key, uploadId };
     try {
-      await this.#bucket.abortUpload(upload);
+      await this.#bucket.abortUpload(upload, { signal: AbortSignal.timeout(ABORT_MS) });
+      const signal = AbortSignal.timeout(ABORT_MS);
       for (const pauseMs of this.#isPartOnItsWay ? LOOKS_AFTER_MS : []) {
         await sleep(pauseMs);
         // Credentials that may write need not be allowed to look.
-        const parts = await this.#bucket.uploadedParts(upload).catch(() => undefined);
+        const parts = await this.#bucket.uploadedParts(upload, { signal }).catch(() => undefined);
         if (parts?.size === 0) return;
-        await this.#bucket.abortUpload(upload);
+        await this.#bucket.abortUpload(upload, { signal });
       }
     } catch {
       // The failure that has led here is told.
