@@ -7,11 +7,14 @@
 
 import { stat } from "node:fs/promises";
 import { hasCode, PreconditionError } from "../base/errors.js";
-import { together } from "../base/in-parallel.js";
+import { allOrNone } from "../base/in-parallel.js";
 import { type BlockDevice, blockDeviceAt, countsWrites, deviceState } from "../host/block-device.js";
 import { writersOf } from "../host/device-users.js";
 import { parseDomain } from "../libvirt/documents/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
+
+/** As many as libvirt answers at a time: who stands further behind has less time for its answer. */
+const ASKED_AT_ONCE = 4;
 
 /** The images of a domain that is off. */
 export class ImageUse {
@@ -69,7 +72,7 @@ export class ImageUse {
   /** The running domains that have one of the devices as a disk. */
   async #domainsWriting(): Promise<string[]> {
     const names = await this.#libvirt.runningDomains();
-    return (await together(...names.map((name) => this.#devicesOf(name)))).flat();
+    return (await allOrNone(names, ASKED_AT_ONCE, undefined, (name) => this.#devicesOf(name))).flat();
   }
 
   async #devicesOf(name: string): Promise<string[]> {

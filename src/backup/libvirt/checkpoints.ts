@@ -1,5 +1,5 @@
 import { hasCode } from "../base/errors.js";
-import { together } from "../base/in-parallel.js";
+import { allOrNone } from "../base/in-parallel.js";
 import { withoutBitmap } from "./documents/checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./documents/checkpoint-xml.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
@@ -26,6 +26,9 @@ export function checkpointName(repositoryId: string, time: Date): string {
   return `${checkpointPrefix(repositoryId)}${time.toISOString().replaceAll(/[-:.]/g, "")}`;
 }
 
+/** As many as libvirt answers at a time: who stands further behind has less time for its answer. */
+const READ_AT_ONCE = 4;
+
 /** All checkpoints that libvirt has of a domain, including those of other programs. */
 export async function readCheckpoints(libvirt: Libvirt, domain: DomainRef): Promise<Checkpoint[]> {
   const read = async (name: string): Promise<Checkpoint[]> => {
@@ -38,7 +41,7 @@ export async function readCheckpoints(libvirt: Libvirt, domain: DomainRef): Prom
     }
   };
   const names = await libvirt.checkpointNames(domain);
-  return (await together(...names.map(read))).flat();
+  return (await allOrNone(names, READ_AT_ONCE, undefined, read)).flat();
 }
 
 /**
@@ -52,7 +55,8 @@ export async function deleteCheckpoint(libvirt: Libvirt, domain: DomainRef, name
     try {
       return await libvirt.deleteCheckpoint(domain, name);
     } catch (error) {
-      const disk = await missingBitmap(libvirt, domain, name, error);
+      // If that can't be told either, what libvirt refused counts.
+      const disk = await missingBitmap(libvirt, domain, name, error).catch(() => undefined);
       if (disk === undefined || forgotten.has(disk)) throw error;
       forgotten.add(disk);
       if (!(await forgetBitmap(libvirt, domain, name, disk))) return;
