@@ -86,8 +86,8 @@ export class DomainRun {
   }
 
   /**
-   * Addresses that its cards have, as this host saw them, not as the agent says, since a guest may lie: `leased` to them by its networks, and `claimed` by
-   * them in ARP, where a guest can say any.
+   * Addresses that its cards have, as this host saw them: `leased` to them by its networks, and `claimed` by
+   * them in ARP, where a guest can say any. The guest's agent is not asked, since a guest may lie.
    */
   async addresses(): Promise<{ readonly leased: string[]; readonly claimed: string[] }> {
     // libvirt 9.0 can't read the ARP table of newer kernels ("wrong nlmsg len").

@@ -75,7 +75,7 @@ export class RunningJob {
     this.domain = facts.domain;
     this.domainXml = facts.domainXml;
     // A job that has run for hours must not fail because libvirtd restarts in its last minutes. Who ends it asks
-    // first whether it is the same.
+    // first whether it is the same, so it is asked as patiently as for its end.
     this.#libvirt = facts.libvirt.withPatience(patienceToEnd(facts.domain));
     this.#startedAt = facts.startedAt;
   }
