@@ -49,7 +49,7 @@ export async function dialTls(way: DaemonWay & { kind: "tls" }, signal: AbortSig
     socket?.destroy();
     signal.throwIfAborted();
     if (NOBODY_THERE.some((code) => hasCode(cause, code))) throw new LostError(messageOf(cause));
-    const message = `no libvirt of ${host}:${port} can be reached by TLS (${messageOf(cause)}): its certificate has to be for this name and of the CA in cacert.pem, and clientcert.pem of a CA that it knows, and cacrl.pem, where there is one, has to be up to date and not to name its certificate (${SYSTEM_PKI.ca}, ${SYSTEM_PKI.cert}, ${SYSTEM_PKI.key}, ${SYSTEM_PKI.crl}, or a folder by ?pkipath=)`;
+    const message = `no libvirt of ${host}:${port} can be reached by TLS (${messageOf(cause)}): its certificate has to be for this name and of the CA in cacert.pem, and clientcert.pem of a CA that it knows, and cacrl.pem, where there is one, needs a list of each authority of its certificate, up to date and without that certificate (${SYSTEM_PKI.ca}, ${SYSTEM_PKI.cert}, ${SYSTEM_PKI.key}, ${SYSTEM_PKI.crl}, or a folder by ?pkipath=)`;
     throw new PreconditionError("E_LIBVIRT_TLS", message, { cause, details: { host, port } });
   }
 }
@@ -61,7 +61,9 @@ const REVOKED = /-----BEGIN X509 CRL-----.*?-----END X509 CRL-----/gs;
 
 /**
  * Reads what there is, as libvirt does: a client may have no certificate, and an authority no list of what it
- * has revoked. A list that is there has to be understood and up to date, or nobody is let in by it.
+ * has revoked. A list that is there has to be understood and up to date, or nobody is let in by it. Where
+ * there is one, Node wants one of each authority of the chain, from that in cacert.pem on. libvirt's own
+ * programs let a certificate in whose authority has none: whether that one was revoked is then not known.
  *
  * @throws {PreconditionError} `E_LIBVIRT_TLS`: a file is missing, or can't be read
  */
