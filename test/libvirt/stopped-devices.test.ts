@@ -1,9 +1,10 @@
 /** Stopped domains on block devices, where QEMU's locks keep nobody from writing. */
 import { open, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { finished, NBDPULL, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
@@ -41,9 +42,9 @@ await describeWithLibvirt("a stopped domain on a block device", () => {
       const whole = await guest.take("--include", "vdb");
       await guest.expectPoint(whole.id, { vdb: lab.image("vdb") });
 
-      const slowly = async (): Promise<Running> => {
+      const slowly = async (env: Record<string, string> = {}): Promise<Running> => {
         const slow = ["--include", "vdb", "--limit-rate", "4M", "--request-size", "64K"];
-        const run = startNbdpull(guest.arguments(...slow));
+        const run = startNbdpull(guest.arguments(...slow), { env });
         await expect
           .poll(() => guest.beside(), { interval: 5 })
           .toContainEqual(expect.stringMatching(/\.partial$/));
@@ -73,6 +74,16 @@ await describeWithLibvirt("a stopped domain on a block device", () => {
         await device.close();
         await expectRefused(run, "E_DOMAIN_CHANGED", "or its disks were");
       }
+      {
+        // It could have been started unheard, and what the guest had written then would not be counted.
+        const counts = join("/sys/block", basename(loop.path), "queue", "iostats");
+        await writeFile(counts, "0");
+        using front = new LibvirtInFront(guest.folder);
+        const run = await slowly(front.env());
+        front.leave()();
+        await expectRefused(run, "E_DOMAIN_CHANGED", "could not be heard");
+        await writeFile(counts, "1");
+      }
       const twin = `${lab.domain}-twin`;
       const file = join(guest.folder, "twin.xml");
       await writeFile(file, twinOf(await virsh("dumpxml", "--inactive", lab.domain), twin));
@@ -99,6 +110,15 @@ await describeWithLibvirt("a stopped domain on a block device", () => {
       } finally {
         await virsh("destroy", twin).catch(() => undefined);
         await virsh("undefine", twin);
+      }
+      {
+        // Where it would be, nothing is missed.
+        using front = new LibvirtInFront(guest.folder);
+        const run = await slowly(front.env());
+        front.leave()();
+        run.kill("SIGCONT");
+        expectExit(await finished(run), 0);
+        expect(await guest.points()).toHaveLength(2);
       }
       const after = await guest.take("--include", "vdb");
       await guest.expectPoint(after.id, { vdb: lab.image("vdb") });
