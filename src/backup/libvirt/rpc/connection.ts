@@ -42,11 +42,19 @@ const MOST_CALLS = 4;
 /** As virsh does: a daemon that is silent for 35 s is taken for dead. */
 const KEEPALIVE = { everyMs: 5000, unanswered: 6 };
 export type Keepalive = typeof KEEPALIVE;
+/** A daemon that is well has answered by then what nobody waits for any longer. */
+const GRACE_MS = 5000;
 
 const PING = 1;
 const PONG = 2;
 /** Bytes that wait for a daemon that reads nothing; beyond them, its pings get no answer. */
 const MOST_WAITING = 64 * 1024;
+
+interface Abandoned {
+  readonly procedure: Procedure<never, unknown>;
+  /** As `performance.now()` counts. */
+  readonly since: number;
+}
 
 interface Call {
   readonly procedure: Procedure<never, unknown>;
@@ -65,8 +73,8 @@ export class RpcConnection {
   readonly #transport: Transport;
   readonly #splitter = new PacketSplitter();
   readonly #calls = new Map<number, Call>();
-  /** Serials of calls whose answer nobody waits for any longer. */
-  readonly #abandoned = new Map<number, Procedure<never, unknown>>();
+  /** By their serials, the calls whose answers nobody waits for any longer. */
+  readonly #abandoned = new Map<number, Abandoned>();
   /** Streams that have not ended, by the serials of their calls. */
   readonly #downloads = new Map<number, Download>();
   readonly #slots = new CallSlots(MOST_CALLS);
@@ -75,9 +83,13 @@ export class RpcConnection {
   #serial = 0;
   #heartbeat: NodeJS.Timeout | undefined;
   #silence = 0;
+  readonly #graceMs: number;
+  #grace: NodeJS.Timeout | undefined;
 
-  constructor(transport: Transport) {
+  /** @param graceMs how long a daemon may owe all answers that it can, if nobody waits for any of them */
+  constructor(transport: Transport, graceMs = GRACE_MS) {
     this.#transport = transport;
+    this.#graceMs = graceMs;
     const { stream } = transport;
     stream.on("data", (bytes: Buffer) => this.#received(bytes));
     stream.on("error", (error) => void this.#ended(messageOf(error)));
@@ -108,8 +120,9 @@ export class RpcConnection {
   }
 
   /**
-   * Calls a procedure, once the daemon has answered all but three of the calls before. If it owes the answers
-   * to four that nobody waits for any longer, it may never read this one: the connection is given up then.
+   * Calls a procedure, once the daemon has answered all but three of the calls before. If it goes on owing
+   * the answers to four that nobody waits for any longer, it may never read this one: the connection is given
+   * up then.
    */
   async call<Args, Answer>(
     procedure: Procedure<Args, Answer>,
@@ -166,7 +179,7 @@ export class RpcConnection {
       const call = this.#calls.get(serial);
       if (!call) return;
       this.#calls.delete(serial);
-      this.#abandoned.set(serial, procedure);
+      this.#abandoned.set(serial, { procedure, since: performance.now() });
       call.reject(limit.reason);
       this.#leaveIfStuck();
     };
@@ -179,9 +192,21 @@ export class RpcConnection {
     if (aborted) throw UnsentError.of(reason);
   }
 
-  /** Who waits for a slot would wait for answers that nobody else waits for. */
+  /**
+   * Who waits for a slot may wait in vain, for answers that nobody else waits for. But they have their time
+   * first: those of a daemon that is well come soon after an interruption, and another connection costs a
+   * login.
+   */
   #leaveIfStuck(): void {
+    clearTimeout(this.#grace);
     if (this.#abandoned.size < MOST_CALLS || !this.#slots.isWaitedFor) return;
+    const youngest = Math.max(...Array.from(this.#abandoned.values(), ({ since }) => since));
+    const leftMs = youngest + this.#graceMs - performance.now();
+    if (leftMs > 0) {
+      // Who waits has a limit, and its timer keeps the process alive until then.
+      this.#grace = setTimeout(() => this.#leaveIfStuck(), leftMs).unref();
+      return;
+    }
     this.#lose(new LostError(`libvirt owes the answers to ${this.#abandoned.size} calls`));
   }
 
@@ -220,7 +245,7 @@ export class RpcConnection {
 
   #reply({ program, procedure, serial, status, payload }: Packet): void {
     const call = this.#calls.get(serial);
-    const expected = call?.procedure ?? this.#abandoned.get(serial);
+    const expected = call?.procedure ?? this.#abandoned.get(serial)?.procedure;
     if (expected === undefined) throw new UnreadableError(`an answer to call ${serial}, which nobody made`);
     if (program !== (expected.program ?? PROGRAM.remote) || procedure !== expected.number) {
       throw new UnreadableError(`an answer of procedure ${procedure} to ${expected.name}`);
@@ -273,6 +298,7 @@ export class RpcConnection {
     if (this.#lost.signal.aborted) return;
     this.#lost.abort(reason);
     clearInterval(this.#heartbeat);
+    clearTimeout(this.#grace);
     for (const { reject } of this.#calls.values()) reject(reason);
     for (const download of this.#downloads.values()) download.fail(reason);
     this.#calls.clear();

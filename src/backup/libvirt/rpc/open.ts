@@ -37,6 +37,7 @@ export async function openConnection(
     readonly timeoutMs: number;
     readonly signal: AbortSignal;
     readonly keepalive?: Keepalive | undefined;
+    readonly graceMs?: number | undefined;
   },
 ): Promise<RpcConnection> {
   const late = new LateError(`libvirt did not open ${address.uri} in ${options.timeoutMs / 1000} s`);
@@ -45,7 +46,7 @@ export async function openConnection(
   const signal = anySignal(timeout.signal, options.signal);
   let connection: RpcConnection | undefined;
   try {
-    connection = new RpcConnection(await dial(address, signal));
+    connection = new RpcConnection(await dial(address, signal), options.graceMs);
     const call = { signal, timeoutMs: options.timeoutMs };
     await authenticate(connection, address, call);
     await connection.call(CONNECT_OPEN, { uri: address.uri }, call).catch((error: unknown) => {

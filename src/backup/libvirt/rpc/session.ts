@@ -8,6 +8,7 @@ interface SessionOptions {
   /** For the opening of a connection. */
   readonly timeoutMs: number;
   readonly keepalive?: Keepalive | undefined;
+  readonly graceMs?: number | undefined;
 }
 
 /** A connection that is being made, or was. */

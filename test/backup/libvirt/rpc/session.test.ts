@@ -19,7 +19,8 @@ const text = (value: string): XdrWriter => new XdrWriter().string(value);
 const address = () => parseConnectionUri(server.uri, { runtimeFolder: "/nowhere" }).daemon;
 
 describe("a session", () => {
-  const session = (): RpcSession => new RpcSession(async () => address(), { timeoutMs: 5000 });
+  const session = (graceMs?: number): RpcSession =>
+    new RpcSession(async () => address(), { timeoutMs: 5000, graceMs });
 
   it("opens one connection for all that come at once, and another after it was lost", async () => {
     server = await ScriptedLibvirt.start({ [CAPABILITIES]: () => text("QEMU") });
@@ -119,7 +120,7 @@ describe("a session", () => {
         return new XdrWriter();
       },
     });
-    const one = session();
+    const one = session(100);
     const stop = new AbortController();
     const stuck = Array.from({ length: 4 }, () =>
       one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { ...LIMIT, signal: stop.signal }),
@@ -136,9 +137,37 @@ describe("a session", () => {
     await one.close();
   });
 
+  it("stays with a daemon that answers all the same what nobody waits for any longer", async () => {
+    const held: (() => void)[] = [];
+    server = await ScriptedLibvirt.start({
+      [CAPABILITIES]: (_, call, client) => {
+        held.push(() => client.answer(call, text("QEMU")));
+        return "silence";
+      },
+      [ABORT]: () => new XdrWriter(),
+    });
+    const one = session();
+    const stop = new AbortController();
+    const slow = Array.from({ length: 4 }, () =>
+      one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { ...LIMIT, signal: stop.signal }),
+    );
+    await expect.poll(() => held).toHaveLength(4);
+    const early = one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, LIMIT);
+    const given = Promise.allSettled(slow);
+    stop.abort(new Error("enough"));
+    await given;
+    const late = one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, LIMIT);
+    setTimeout(() => {
+      for (const answer of held) answer();
+    }, 50);
+    await Promise.all([early, late]);
+    expect(server.clients).toHaveLength(1);
+    await one.close();
+  });
+
   it("asks over another connection after four calls had no answer in time", async () => {
     server = await ScriptedLibvirt.start({ [CAPABILITIES]: () => "silence" });
-    const one = session();
+    const one = session(100);
     const late = Array.from({ length: 4 }, () =>
       one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { timeoutMs: 50 }),
     );
