@@ -3,6 +3,7 @@ import { hasCode } from "../base/errors.js";
 import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
 import { type Hypervisor, parseConnectionUri } from "./hypervisor.js";
 import { type Asked, failure } from "./libvirt-errors.js";
+import type { CallOptions } from "./rpc/connection.js";
 import { Download } from "./rpc/download.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
 import type { Procedure } from "./rpc/procedure.js";
@@ -42,6 +43,8 @@ const RETRY_MS = 500;
 const TIMEOUT_MS = 90_000;
 /** For what libvirt also does by itself when the connection ends. */
 const FAREWELL_MS = 5000;
+
+type Repetition = Pick<CallOptions, "again">;
 
 /** Calls to one libvirt: domains found by any name, patience, and typed errors. */
 export class LibvirtCalls {
@@ -119,9 +122,10 @@ export class LibvirtCalls {
     procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
+    options: Repetition = {},
   ): Promise<Answer> {
     const found = await this.find(domain);
-    return await this.call(procedure, { ...args, domain: found }, nameOf(domain));
+    return await this.call(procedure, { ...args, domain: found }, nameOf(domain), options);
   }
 
   /** Asks for something that comes as a stream, of at most `most` bytes. */
@@ -163,10 +167,15 @@ export class LibvirtCalls {
   }
 
   /** Asks about no domain, or about one that `args` contain; messages name `about`. */
-  call<Args, Answer>(procedure: Procedure<Args, Answer>, args: Args, about: string): Promise<Answer> {
+  call<Args, Answer>(
+    procedure: Procedure<Args, Answer>,
+    args: Args,
+    about: string,
+    { again }: Repetition = {},
+  ): Promise<Answer> {
     const { signal, timeoutMs = TIMEOUT_MS } = this.#options;
     return this.#patiently({ procedure, about }, () =>
-      this.#session.call(procedure, args, { signal, timeoutMs }),
+      this.#session.call(procedure, args, { signal, timeoutMs, again }),
     );
   }
 

@@ -377,15 +377,13 @@ export class Libvirt implements AsyncDisposable {
       readonly onWait?: ((message: string) => void) | undefined;
     } = {},
   ): Promise<void> {
-    await endJob(
-      {
-        name: nameOf(domain),
-        look: () => this.runningJob(domain),
-        // Without patience: if the answer is lost, whose job runs then has to be looked at again.
-        cancel: () => this.#calls.with({ patienceMs: 0 }).ask(remote.DOMAIN_ABORT_JOB, domain, {}),
-      },
-      options,
-    );
+    // Found before: between a look and the cancelling, nothing else is asked.
+    const known = await unlessGone(this.#calls.find(domain));
+    if (known === undefined) return;
+    // Without patience: if it isn't answered, or not even sent, it is looked again whose job runs then.
+    const cancel = () =>
+      this.#calls.with({ patienceMs: 0 }).ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false });
+    await endJob({ name: known.name, look: () => this.runningJob(known), cancel }, options);
   }
 }
 

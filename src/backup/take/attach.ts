@@ -192,7 +192,10 @@ async function endJob(
     await clients.outlive(async () => {
       // Its owner may have ended it, and begun another one.
       await view.assertStillThere(signal);
-      await libvirt.abortJob(uuid ?? name, { isOurs: view.isThisJob, onWait: options.onWarning });
+      await libvirt.abortJob(uuid === null ? name : { uuid, name }, {
+        isOurs: view.isThisJob,
+        onWait: options.onWarning,
+      });
     });
     return true;
   } catch (error) {

@@ -32,6 +32,11 @@ export interface CallOptions {
   readonly timeoutMs: number;
   /** Takes the stream that follows the answer. Only for a procedure that is not repeatable. */
   readonly download?: Download | undefined;
+  /**
+   * False: a session makes the call once, also if it was not sent: who makes it has to look at something
+   * before it is made again.
+   */
+  readonly again?: boolean | undefined;
 }
 
 /**

@@ -61,7 +61,7 @@ export class RpcSession {
 
   /**
    * Calls once; if the connection is lost meanwhile, and the procedure changes nothing or was not sent, once
-   * more over a new one.
+   * more over a new one, unless `again` is false.
    * @throws as {@link openConnection} and {@link RpcConnection.call}
    */
   async call<Args, Answer>(
@@ -77,7 +77,7 @@ export class RpcSession {
       const isClosed = closings !== this.#closings;
       const canBeRepeated =
         error instanceof UnsentError || (error instanceof LostError && procedure.repeatable);
-      if (!canBeRepeated || isClosed) throw error;
+      if (!canBeRepeated || isClosed || options.again === false) throw error;
     }
     return await (await this.connection(options.signal)).call(procedure, args, options);
   }

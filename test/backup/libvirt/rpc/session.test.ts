@@ -165,6 +165,32 @@ describe("a session", () => {
     await one.close();
   });
 
+  it("makes a call once that may not be made again, also if it was never sent", async () => {
+    let asked = 0;
+    server = await ScriptedLibvirt.start({
+      [CAPABILITIES]: () => {
+        asked += 1;
+        return "silence";
+      },
+      [ABORT]: () => new XdrWriter(),
+    });
+    const one = session(100);
+    const stop = new AbortController();
+    const given = Promise.allSettled(
+      Array.from({ length: 4 }, () =>
+        one.call(remote.CONNECT_GET_CAPABILITIES, undefined, { ...LIMIT, signal: stop.signal }),
+      ),
+    );
+    await expect.poll(() => asked).toBe(4);
+    const act = one.call(remote.DOMAIN_ABORT_JOB, { domain: DOMAIN }, { ...LIMIT, again: false });
+    const settled = expect(act).rejects.toMatchObject({ name: "LostError" });
+    stop.abort(new Error("enough"));
+    await given;
+    await settled;
+    expect(server.calls).not.toContain(ABORT);
+    await one.close();
+  });
+
   it("asks over another connection after four calls had no answer in time", async () => {
     server = await ScriptedLibvirt.start({ [CAPABILITIES]: () => "silence" });
     const one = session(100);
