@@ -10,7 +10,7 @@ import { isJobGone } from "./libvirt-errors.js";
 interface EndPatience {
   /** While QEMU still works on it, and nothing that libvirt says of it changes. */
   readonly stillMs: number;
-  /** Once QEMU has ended it, or while libvirt is too busy to answer. */
+  /** Once QEMU has ended it, or while libvirt is too busy to answer, or hangs. */
   readonly libvirtMs: number;
 }
 
@@ -72,7 +72,7 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
   }
 }
 
-/** @returns false if libvirt was too busy to take it */
+/** @returns false if libvirt may not have taken it: it was too busy, or did not answer */
 async function isCancelled({ cancel }: JobToEnd): Promise<boolean> {
   try {
     return (await unlessBusy(cancel().then(() => true))) ?? false;
@@ -152,10 +152,13 @@ export class JobEnd {
   }
 }
 
-/** Resolves with undefined if libvirt was too busy to answer, as it can be while a job ends. */
+/**
+ * Resolves with undefined if libvirt was too busy to answer, as it can be while a job ends, or gave no
+ * answer in time: a daemon that hangs may go on.
+ */
 export async function unlessBusy<T>(answer: Promise<T>): Promise<T | undefined> {
   return await answer.catch((error: unknown) => {
-    if (hasCode(error, "E_DOMAIN_BUSY")) return undefined;
+    if (hasCode(error, "E_DOMAIN_BUSY") || hasCode(error, "E_LIBVIRT_TIMEOUT")) return undefined;
     throw error;
   });
 }

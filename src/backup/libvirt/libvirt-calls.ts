@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode } from "../base/errors.js";
 import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
 import { type Hypervisor, parseConnectionUri } from "./hypervisor.js";
-import { type Asked, failure } from "./libvirt-errors.js";
+import { type Asked, failure, mayAnswerLater } from "./libvirt-errors.js";
 import type { CallOptions } from "./rpc/connection.js";
 import { Download } from "./rpc/download.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
@@ -190,7 +190,7 @@ export class LibvirtCalls {
       } catch (error) {
         signal?.throwIfAborted();
         const failed = failure(error, { ...asked, uri: await this.uri() });
-        if (!hasCode(failed, "E_LIBVIRT") || performance.now() >= deadline) throw failed;
+        if (!mayAnswerLater(failed) || performance.now() >= deadline) throw failed;
       }
       await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
     }

@@ -175,11 +175,11 @@ export function failure(error: unknown, asked: Asked): unknown {
   const { procedure, about, uri } = asked;
   const details = { procedure: procedure.name, ...(about ? { domain: about } : {}), connect: uri };
   if (error instanceof LateError) {
-    return new BackupError(
-      "E_LIBVIRT_TIMEOUT",
-      `libvirt gave no answer to ${asked.procedure.name}${about && ` of ${about}`} in time: its QEMU may hang, or the connection to it may be down`,
-      { cause: error, details },
-    );
+    const what = `${procedure.name}${about && ` of ${about}`}`;
+    const message = error.wasSent
+      ? `libvirt gave no answer to ${what} in time: its QEMU may hang, or the connection to it may be down`
+      : `libvirt could not be asked for ${what} (${error.message}): it or its QEMU may hang, or the connection to it may be down`;
+    return new BackupError("E_LIBVIRT_TIMEOUT", message, { cause: error, details });
   }
   if (error instanceof LostError) return noAnswer(error, uri, details);
   if (!(error instanceof RpcError)) return error;
@@ -200,6 +200,12 @@ function noAnswer(cause: LostError, uri: string, details: Record<string, unknown
     : "Is libvirtd (or virtqemud) running there?";
   const message = `libvirt doesn't answer at ${uri} (${messageOf(cause)}). ${start} Name another libvirt with --connect URI`;
   return new PreconditionError("E_LIBVIRT", message, { cause, details });
+}
+
+/** Whether asking again may help: libvirt doesn't answer, as in a restart, or was not asked in time. */
+export function mayAnswerLater(error: unknown): boolean {
+  const cause = error instanceof BackupError ? error.cause : undefined;
+  return hasCode(error, "E_LIBVIRT") || (cause instanceof LateError && !cause.wasSent);
 }
 
 /** Whether libvirt said that there is no job, or no domain: one defined only while it ran is gone too. */

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
-import { PreconditionError } from "../../../src/backup/base/errors.js";
+import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { clearFolder } from "../../../src/backup/guest/claim.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
@@ -72,9 +72,10 @@ it("a job that is just beginning is waited for, and ended", async () => {
   expect(await aborted(BEGINNING, BEGINNING, jobIn(folder.path))).toBe(1);
 });
 
-it("a job is ended once libvirt is no longer too busy to tell of it", async () => {
+it("a job is ended once libvirt is no longer too busy to tell of it, or silent", async () => {
   const busy = new PreconditionError("E_DOMAIN_BUSY", "busy");
-  expect(await aborted(busy, busy, jobIn(folder.path))).toBe(1);
+  const silent = new BackupError("E_LIBVIRT_TIMEOUT", "no answer");
+  expect(await aborted(busy, silent, busy, jobIn(folder.path))).toBe(1);
   expect(warnings).toEqual([]);
 });
 

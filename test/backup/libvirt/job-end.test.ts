@@ -2,16 +2,85 @@
 import { expect, it, vi } from "vitest";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
-import { ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
+import { type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
 
 const CAPABILITIES = 7;
+const AUTH_LIST = 66;
 const ABORT = 164;
 const JOB_STATS = 298;
 const BACKUP_XML = 422;
 const LAB = { name: "lab", uuid: UUID };
 
+const NO_BACKUP = { refuse: 104, message: "Domain backup job id not found: no domain backup job present" };
+const none = (): XdrWriter => new XdrWriter().int(0).int(0);
 const running = (): XdrWriter => new XdrWriter().int(2).int(1).string("operation").int(1).int(9);
 const described = (): XdrWriter => new XdrWriter().string("<domainbackup mode='pull'/>");
+
+/** A job that runs until it is cancelled. */
+function untilCancelled(): { readonly script: Script; readonly cancelled: () => number } {
+  let cancelled = 0;
+  const script: Script = {
+    [JOB_STATS]: () => (cancelled > 0 ? none() : running()),
+    [BACKUP_XML]: () => (cancelled > 0 ? NO_BACKUP : described()),
+    [ABORT]: () => {
+      cancelled += 1;
+      return new XdrWriter();
+    },
+  };
+  return { script, cancelled: () => cancelled };
+}
+
+it.each([
+  ["the job is looked at", JOB_STATS, { isKnown: false }],
+  ["it is cancelled", ABORT, { isKnown: true }],
+])(
+  "a daemon that hangs when %s, and takes connections all the same, is waited for",
+  async (_, call, options) => {
+    const job = untilCancelled();
+    await using server = await ScriptedLibvirt.start(job.script);
+    let openings = 0;
+    // As one that is stopped (SIGSTOP): its connection is lost, and the next ones wait in the kernel's backlog.
+    server.say({
+      ...job.script,
+      [call]: () => {
+        server.say({
+          [AUTH_LIST]: () => {
+            openings += 1;
+            return "silence";
+          },
+        });
+        return "hang up";
+      },
+    });
+    await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 200 });
+    const ending = libvirt.withPatience(30_000).abortJob(LAB, options);
+    const ended = expect(ending).resolves.toBeUndefined();
+    await expect.poll(() => openings).toBeGreaterThan(1);
+    server.say(job.script);
+    await ended;
+    expect(job.cancelled()).toBe(1);
+  },
+);
+
+it("a daemon that answers nothing for longer than it is waited for is asked again", async () => {
+  const job = untilCancelled();
+  await using server = await ScriptedLibvirt.start();
+  const silence = (): "silence" => "silence";
+  server.say({ [JOB_STATS]: silence, [BACKUP_XML]: silence, [ABORT]: silence });
+  await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 100 });
+  const ended = expect(libvirt.abortJob(LAB, { isKnown: true })).resolves.toBeUndefined();
+  await expect.poll(() => server.calls.filter((call) => call === JOB_STATS).length).toBeGreaterThan(0);
+  server.say(job.script);
+  await ended;
+  expect(job.cancelled()).toBe(1);
+});
+
+it("but no longer than the end of a job may take", async () => {
+  await using server = await ScriptedLibvirt.start({ [AUTH_LIST]: () => "silence" });
+  await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 50 });
+  const patience = { stillMs: 100, libvirtMs: 300 };
+  await expect(libvirt.abortJob(LAB, { patience })).rejects.toMatchObject({ code: "E_JOB_STUCK" });
+});
 
 it("a cancelling that was never sent is made again only after another look at whose job runs", async () => {
   let asked = 0;

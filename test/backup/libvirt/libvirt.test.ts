@@ -219,7 +219,8 @@ describe("libvirt", () => {
   it("does not wait for ever", async () => {
     await using server = await ScriptedLibvirt.start({ [BACKUP_XML]: () => "silence", 66: () => "silence" });
     await using unopened = new Libvirt({ connect: server.uri, timeoutMs: 100 });
-    await expect(unopened.backupXml(LAB)).rejects.toMatchObject({ code: "E_LIBVIRT_TIMEOUT" });
+    const unasked = { code: "E_LIBVIRT_TIMEOUT", message: expect.stringContaining("could not be asked") };
+    await expect(unopened.backupXml(LAB)).rejects.toMatchObject(unasked);
     await server.down();
     await server.up({ [BACKUP_XML]: () => "silence" });
     await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 100 });

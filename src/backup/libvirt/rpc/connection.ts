@@ -139,12 +139,20 @@ export class RpcConnection {
     const limit = new AbortController();
     const abort = (): void => limit.abort(signal?.reason);
     signal?.addEventListener("abort", abort, { once: true });
-    const late = (): void => limit.abort(new LateError(`no answer in ${timeoutMs / 1000} s`));
+    let wasSent = false;
+    const late = (): void => {
+      const others = this.#calls.size + this.#abandoned.size;
+      const message = wasSent
+        ? `no answer in ${timeoutMs / 1000} s`
+        : `${others} calls before it had no answer after ${timeoutMs / 1000} s`;
+      limit.abort(new LateError(message, { wasSent }));
+    };
     const timer = setTimeout(late, timeoutMs);
     try {
       const slot = this.#slots.take(limit.signal);
       this.#leaveIfStuck();
       await slot;
+      wasSent = true;
       const answer = await this.#answerTo(procedure, args, { limit: limit.signal, download });
       await download?.bytes;
       return answer;

@@ -28,9 +28,19 @@ export class UnsentError extends LostError {
   }
 }
 
-/** The answer did not come in time. It may still come; what was asked for may have been done. */
+/**
+ * The answer did not come in time. If the call was sent, the answer may still come, and what was asked for
+ * may have been done.
+ */
 export class LateError extends Error {
   override readonly name = "LateError";
+  /** False: libvirt has heard nothing of it, which can therefore be asked for again. */
+  readonly wasSent: boolean;
+
+  constructor(message: string, options: { readonly wasSent: boolean }) {
+    super(message);
+    this.wasSent = options.wasSent;
+  }
 }
 
 /** The numbers that this program tells apart (`include/libvirt/virterror.h`). */

@@ -24,7 +24,7 @@ const UNKNOWN: readonly number[] = [NUMBER.noSupport, NUMBER.noConnect];
  *     dial -> AUTH_LIST -> (AUTH_POLKIT) -> CONNECT_OPEN -> CONNECT_SUPPORTS_FEATURE -> calls
  *
  * @throws {LostError} nobody answers there
- * @throws {LateError} it took longer than `timeoutMs` in all
+ * @throws {LateError} it took longer than `timeoutMs` in all, and was asked for nothing yet
  * @throws {PreconditionError} `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`, `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`,
  *   `E_NO_SSH`
  * @throws {UsageError} `E_LIBVIRT_URI`: libvirt can't open this URI
@@ -40,7 +40,8 @@ export async function openConnection(
     readonly graceMs?: number | undefined;
   },
 ): Promise<RpcConnection> {
-  const late = new LateError(`libvirt did not open ${address.uri} in ${options.timeoutMs / 1000} s`);
+  const message = `it did not open ${address.uri} in ${options.timeoutMs / 1000} s`;
+  const late = new LateError(message, { wasSent: false });
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(late), options.timeoutMs);
   const signal = anySignal(timeout.signal, options.signal);
@@ -58,7 +59,8 @@ export async function openConnection(
     return connection;
   } catch (error) {
     connection?.close();
-    throw error;
+    // A call of the opening has the same limit.
+    throw error instanceof LateError ? late : error;
   } finally {
     clearTimeout(timer);
   }

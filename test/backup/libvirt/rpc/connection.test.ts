@@ -103,7 +103,8 @@ describe("a connection to libvirt", () => {
     stop.abort(new Error("enough"));
     await expect(stopped).rejects.toThrow("enough");
     await expect(waiting({ ...LIMIT, signal: stop.signal })).rejects.toThrow("enough");
-    await expect(waiting({ timeoutMs: 50 })).rejects.toMatchObject({ name: "LateError" });
+    const message = "4 calls before it had no answer after 0.05 s";
+    await expect(waiting({ timeoutMs: 50 })).rejects.toMatchObject({ message, wasSent: false });
     const next = waiting(LIMIT);
     for (const answer of held) answer();
     expect(await Promise.all(calls)).toEqual(Array(4).fill("QEMU"));
@@ -162,7 +163,7 @@ describe("a connection to libvirt", () => {
     });
     await expect(
       connection.call(remote.CONNECT_GET_CAPABILITIES, undefined, { timeoutMs: 50 }),
-    ).rejects.toMatchObject({ name: "LateError" });
+    ).rejects.toMatchObject({ name: "LateError", wasSent: true });
     const stop = new AbortController();
     const call = connection.call(remote.CONNECT_GET_CAPABILITIES, undefined, {
       ...LIMIT,
@@ -327,7 +328,7 @@ describe("opening a connection", () => {
       { name: "LostError" },
     ],
     ["it hangs up", { 66: () => "hang up" }, { name: "LostError" }],
-    ["it says nothing", { 66: () => "silence" }, { name: "LateError" }],
+    ["it says nothing", { 66: () => "silence" }, { name: "LateError", wasSent: false }],
     [
       "it is a web server",
       { 66: () => Buffer.from("HTTP/1.1 400\r\n\r\n".repeat(9)) },
