@@ -1,5 +1,6 @@
 /** Checks the programs on this host, and libvirt. */
 import { shellWord } from "../base/shell-word.js";
+import { toolProcess } from "../host/tool-process.js";
 import { parseBackupSupport } from "../libvirt/documents/capabilities-xml.js";
 import { canCompress } from "../qcow2/can-compress.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -14,7 +15,10 @@ export async function lookAtQemuTools(): Promise<readonly Found[]> {
   const { execa } = await import("execa");
   const found: Found[] = [];
   for (const tool of ["qemu-img", "qemu-nbd"]) {
-    const { failed, stdout } = await execa(tool, ["--version"], { reject: false, stdin: "ignore" });
+    const { failed, stdout } = await execa(tool, ["--version"], {
+      ...toolProcess(),
+      ...{ reject: false, stdin: "ignore" },
+    });
     const version = /\d+\.[\d.]+/.exec(stdout ?? "")?.[0] ?? "";
     found.push(
       failed

@@ -12,6 +12,7 @@ import { judgeScratch } from "../guest/judge-scratch.js";
 import { freeBytesThere } from "../guest/scratch-rooms.js";
 import { SshPlace } from "../guest/ssh-job-folder.js";
 import { freeBytesOfUsers } from "../host/free-bytes.js";
+import { toolProcess } from "../host/tool-process.js";
 import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
@@ -85,6 +86,7 @@ async function canDo(
   const { execa } = await import("execa");
   const ran = await execa(command, [...options, path], {
     ...(user ? { uid: user.uid, gid: user.gid } : {}),
+    ...toolProcess(),
     cwd: "/",
     reject: false,
     stdin: "ignore",

@@ -4,6 +4,7 @@
  */
 import { randomInt } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { toolProcess } from "../host/tool-process.js";
 import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 
 /** The user and groups of a process. */
@@ -40,7 +41,10 @@ export async function toolUsers(user: QemuUser | undefined): Promise<ToolUsers |
   if (process.getuid?.() !== 0) return undefined;
   const { uid, gid } = user ?? { uid: 0, gid: 0 };
   const { execa } = await import("execa");
-  const { stdout, failed } = await execa("id", ["-G", String(uid)], { reject: false, stdin: "ignore" });
+  const { stdout, failed } = await execa("id", ["-G", String(uid)], {
+    ...toolProcess(),
+    ...{ reject: false, stdin: "ignore" },
+  });
   const own = failed ? [] : stdout.split(" ").map(Number);
   const group = await unusedGroup();
   return { qemu: { uid, gid: group, groups: [...new Set([gid, ...own])] }, group };
@@ -83,7 +87,8 @@ export async function mayRead(user: ToolUser, path: string, kind: "file" | "bloc
   const is = kind === "file" ? "-f" : "-b";
   const args = [...identityOf(user), "test", "-r", path, "-a", is, path];
   const { execa } = await import("execa");
-  return !(await execa("setpriv", args, { cwd: "/", reject: false, stdin: "ignore" })).failed;
+  return !(await execa("setpriv", args, { ...toolProcess(), cwd: "/", reject: false, stdin: "ignore" }))
+    .failed;
 }
 
 function identityOf(user: ToolUser | undefined): string[] {

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
+import { toolProcess } from "../host/tool-process.js";
 import { confined, type ToolUser } from "./confined-tool.js";
 
 /** Where an image is stored on this host. */
@@ -68,7 +69,7 @@ export async function readInfo(
     const command = confined("qemu-img", ["info", "--output=json", asArgument(node)], as);
     const { execa } = await import("execa");
     const ran = await execa(...command, {
-      env: { LC_ALL: "C" },
+      ...toolProcess(),
       cwd,
       stdin: inputFrom(fd),
       timeout: TIMEOUT_MS,

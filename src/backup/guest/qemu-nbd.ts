@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { execa as Execa } from "execa";
 import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
+import { toolProcess } from "../host/tool-process.js";
 import { confined, type ToolUser } from "./confined-tool.js";
 import { QEMU } from "./local-job-folder.js";
 import { type BlockNode, inputFrom, refusedByTool } from "./qemu-img.js";
@@ -187,7 +188,7 @@ function launch(execa: typeof Execa, served: ServedImage) {
   const umask = as && process.umask(0o007);
   try {
     return execa(...confined("qemu-nbd", argumentsFor(served), as), {
-      env: { LC_ALL: "C" },
+      ...toolProcess(),
       cwd: dirname(served.socket),
       stdin: inputFrom(fd),
       stdout: "ignore",

@@ -3,6 +3,7 @@ import { lstat, readFile } from "node:fs/promises";
 import { execa } from "execa";
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
+import { toolProcess } from "../host/tool-process.js";
 
 /** The type of our mounts in the kernel's table, so that nobody else's are ever taken away. */
 const SUBTYPE = "nbdpull";
@@ -45,7 +46,7 @@ export async function unmount(path: string, { lazily = false } = {}): Promise<vo
   const { failed, stderr, shortMessage } = await execa(tool, [...args, "--", path], {
     reject: false,
     stdin: "ignore",
-    env: { LC_ALL: "C" },
+    ...toolProcess(),
   });
   if (!failed || !(await isMounted(path))) return;
   const details = { path };

@@ -6,6 +6,7 @@ import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { printable } from "../base/printable.js";
 import { endWithHelpers, killGroup } from "../host/helpers-of-process.js";
+import { toolProcess } from "../host/tool-process.js";
 import { asOurs, isMounted } from "./fuse-mounts.js";
 import { FuseProcess } from "./fuse-process.js";
 
@@ -97,12 +98,11 @@ export class GuestFish extends FuseProcess {
       // Keeps Ctrl-C on the terminal from reaching it: the mount is taken away first.
       detached: true,
       forceKillAfterDelay: false,
-      env: {
-        LC_ALL: "C",
+      ...toolProcess({
         // The user's own daemon of libvirt may not be allowed to read the socket.
         LIBGUESTFS_BACKEND: process.env["LIBGUESTFS_BACKEND"] ?? "direct",
         LIBGUESTFS_TMPDIR: temporary,
-      },
+      }),
     });
     super(path, child, {
       startMs: START_MS,

@@ -1,6 +1,7 @@
 /** One disk as a file, by libnbd's nbdfuse. */
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { toolProcess } from "../host/tool-process.js";
 import { asOurs, isMounted } from "./fuse-mounts.js";
 import { FuseProcess } from "./fuse-process.js";
 
@@ -33,7 +34,7 @@ export class NbdFuse extends FuseProcess {
       stdin: "ignore",
       stdout: "ignore",
       buffer: false,
-      env: { LC_ALL: "C" },
+      ...toolProcess(),
     });
     super(path, child, {
       startMs: START_MS,
