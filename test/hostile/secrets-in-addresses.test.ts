@@ -14,6 +14,8 @@ const ADDRESSES = [
   "s3://backups/x?secret=TOPSECRET",
   "S3://AKID:TOPSECRET@backups/x",
   "https://u:TOPSECRET@host/x",
+  "user:TOPSECRET@host:/x",
+  "user:TOPSECRET@host",
 ];
 
 const COMMANDS: Readonly<Record<string, (address: string) => readonly string[]>> = {
@@ -69,6 +71,18 @@ it.each(ADDRESSES)("settings show none of %s", async (address) => {
     expect(`${ran.stdout}${ran.stderr}`).not.toMatch(SECRET);
   }
 });
+
+it.each(["user:TOPSECRET@host:9000", "user:TOP/SECRET@host:9000", "minio:9000"])(
+  "none of an endpoint in the environment is shown that is no URL: %s",
+  async (endpoint) => {
+    const keys = { AWS_ACCESS_KEY_ID: "AKID", AWS_SECRET_ACCESS_KEY: "TOPSECRET" };
+    const env = { ...keys, AWS_ENDPOINT_URL: endpoint };
+    const ran = await runNbdpull(["points", "s3://backups/x", "--json"], { env });
+    expect(ran).toMatchObject({ code: 2, stderr: expect.stringContaining("E_S3_ADDRESS") });
+    expect(ran.stderr).toContain("it begins with https:// or http://");
+    expect(`${ran.stdout}${ran.stderr}`).not.toMatch(SECRET);
+  },
+);
 
 it("none of an endpoint that the environment names is shown or kept", async () => {
   await using store = await SmallStore.start();

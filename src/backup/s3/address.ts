@@ -100,9 +100,14 @@ function originOf(endpoint = AWS_ENDPOINT): string {
   return /(^|\.)amazonaws\.com$/.test(new URL(endpoint).hostname) ? AWS_ENDPOINT : plainEndpoint(endpoint);
 }
 
-/** An endpoint as all write it, without credentials. */
+/**
+ * An endpoint as all write it, without credentials.
+ * @throws {TypeError} it is no URL of a store. `user:SECRET@host` is one of a protocol `user`, with the secret
+ *   in its path.
+ */
 export function plainEndpoint(endpoint: string): string {
   const { protocol, host, pathname } = new URL(endpoint);
+  if (protocol !== "https:" && protocol !== "http:") throw new TypeError("no URL of a store");
   return `${protocol}//${host}${pathname.replace(/\/+$/, "")}`;
 }
 

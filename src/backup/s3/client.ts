@@ -29,8 +29,8 @@ export function copyIdleMs(bytes: number): number {
 }
 
 /**
- * A client for the store of an address that `lastingAddress` has given. Credentials come from where AWS's own tools look for them: variables,
- * files, a container or the machine's role. It tries each request once.
+ * A client for the store of an address that `lastingAddress` has given. Credentials come from where AWS's own
+ * tools look for them: variables, files, a container or the machine's role. It tries each request once.
  * @param idleMs after which a connection on which nothing moves is given up
  * @throws {UsageError} `E_S3_CA`: the file that AWS_CA_BUNDLE names cannot be read
  */
