@@ -43,6 +43,8 @@ interface AskedOfStore {
   readonly range?: string | undefined;
   /** Likewise, of what is copied. */
   readonly copiedRange?: string | undefined;
+  /** The names of the headers that are conditions of it. */
+  readonly conditions?: readonly string[];
 }
 
 /** A line to a store that breaks as it is told. */
@@ -81,7 +83,11 @@ export class BreakingStore implements AsyncDisposable {
     const { headers } = asked;
     const isConditional = method === "PUT" && (headers["if-match"] ?? headers["if-none-match"]) !== undefined;
     const copiedRange = headers["x-amz-copy-source-range"]?.toString();
-    const told = this.fault({ method, url, range: headers.range, copiedRange });
+    const conditions = [
+      ...(headers["if-match"] === undefined ? [] : ["If-Match"]),
+      ...(headers["if-none-match"] === undefined ? [] : ["If-None-Match"]),
+    ];
+    const told = this.fault({ method, url, range: headers.range, copiedRange, conditions });
     const refusal = isConditional ? ({ answer: 501, code: "NotImplemented" } as const) : undefined;
     const fault = told === "refuse conditions" ? refusal : told;
     if (fault === "never answer") return;

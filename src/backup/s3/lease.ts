@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { anySignal } from "../../nbd/index.js";
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isDead, type SystemProcess, thisSystemProcess } from "../host/process-identity.js";
 import type { Bucket } from "./bucket.js";
@@ -22,6 +22,8 @@ const RETAKE_MS = 100;
  */
 const SETTLE = 1 / 30;
 const MOST_LEASE_BYTES = 4096;
+/** How long a lease is given back that was taken in vain: the store may be silent. */
+const CLEAR_MS = 5_000;
 /** No object has this ETag. */
 const NOBODYS = "0".repeat(32);
 
@@ -158,27 +160,18 @@ class HeldLease implements Lease {
 
   /** @returns undefined if another process was quicker */
   static async take(bucket: Bucket, key: string, options: TakeOptions): Promise<HeldLease | undefined> {
-    const { etag, abilities, signal } = options;
     const [at, holder] = [performance.now(), randomUUID()];
-    let content = await contentNow(holder);
-    const held = (found: string | undefined, abilities: StoreAbilities): HeldLease | undefined => {
-      const taken = found === undefined ? undefined : { holder, etag: found, at };
-      return taken && new HeldLease(bucket, key, { ...options, abilities }, taken);
-    };
-    if (abilities.conditionalCreate && abilities.conditionalReplace) {
-      const taken = await takeOnCondition(bucket, key, content, { etag, signal });
-      if (taken === undefined) return undefined;
-      content = await contentNow(holder);
-      // Ceph refuses each If-Match in a bucket with versions, and no If-None-Match.
-      const isIgnored =
-        (await bucket.putIfAbsent(key, content, { signal })) ||
-        (await bucket.replaceIfUnchanged(key, content, { etag: NOBODYS, signal })) !== undefined;
-      if (!isIgnored) return held(taken, abilities);
-    } else await bucket.put(key, content, { signal });
-    await sleep(options.termMs * SETTLE);
-    const found = await bucket.get(key, MOST_LEASE_BYTES, { signal });
-    const isOurs = found?.bytes.equals(content) ?? false;
-    return held(isOurs ? found?.etag : undefined, { conditionalCreate: false, conditionalReplace: false });
+    try {
+      const got = await takeNow(bucket, key, holder, options);
+      if (got === undefined) return undefined;
+      const { etag, abilities } = got;
+      return new HeldLease(bucket, key, { ...options, abilities }, { holder, etag, at });
+    } catch (error) {
+      // Otherwise others would wait for its term. Later it may be another one's by the time it is removed.
+      const isNew = performance.now() - at < options.termMs / 2;
+      if (isNew) await giveBack(bucket, key, holder).catch(() => undefined);
+      throw error;
+    }
   }
 
   get abilities(): StoreAbilities {
@@ -201,9 +194,7 @@ class HeldLease implements Lease {
   }
 
   async #isThere(signal: AbortSignal): Promise<boolean> {
-    const found = await this.#bucket.get(this.#key, MOST_LEASE_BYTES, { signal });
-    const { holder } = (parseJson(found?.bytes.toString("utf8") ?? "") ?? {}) as Record<string, unknown>;
-    return holder === this.#holder;
+    return await isHeldBy(this.#bucket, this.#key, this.#holder, signal);
   }
 
   /** How long it is surely held, in milliseconds. */
@@ -262,6 +253,96 @@ class HeldLease implements Lease {
       // It ends by itself.
     }
   }
+}
+
+/** A lease as it was taken, and what the store did meanwhile. */
+interface Got {
+  readonly etag: string;
+  readonly abilities: StoreAbilities;
+}
+
+/** @returns undefined if another process was quicker */
+async function takeNow(
+  bucket: Bucket,
+  key: string,
+  holder: string,
+  { etag, abilities, signal, termMs }: TakeOptions,
+): Promise<Got | undefined> {
+  let found = abilities;
+  let content = await contentNow(holder);
+  if (keepsAll(abilities)) {
+    const taken = await unlessLacking(() => takeOnCondition(bucket, key, content, { etag, signal }));
+    if (taken === undefined) return undefined;
+    if (taken === LACKS) await bucket.put(key, content, { signal });
+    const trial = await tryConditions(bucket, key, holder, signal);
+    if (taken !== LACKS && keepsAll(trial.abilities)) return { etag: taken, abilities };
+    found = trial.abilities;
+    content = trial.content ?? content;
+  } else await bucket.put(key, content, { signal });
+  await sleep(termMs * SETTLE);
+  const there = await bucket.get(key, MOST_LEASE_BYTES, { signal });
+  return there?.bytes.equals(content) ? { etag: there.etag, abilities: found } : undefined;
+}
+
+function keepsAll({ conditionalCreate, conditionalReplace }: StoreAbilities): boolean {
+  return conditionalCreate && conditionalReplace;
+}
+
+/**
+ * Tries on a lease that is held what the store does with conditions that can't hold.
+ * @returns what lies in the lease since, if that was replaced
+ */
+async function tryConditions(
+  bucket: Bucket,
+  key: string,
+  holder: string,
+  signal: AbortSignal | undefined,
+): Promise<{ readonly abilities: StoreAbilities; readonly content: Buffer | undefined }> {
+  let content: Buffer | undefined;
+  // Another content each time: one that is there already would look like a success.
+  const replace = async (etag: string): Promise<string | undefined | typeof LACKS> => {
+    const next = await contentNow(holder);
+    const done = await unlessLacking(() => bucket.replaceIfUnchanged(key, next, { etag, signal }));
+    if (typeof done === "string") content = next;
+    return done;
+  };
+  const first = await contentNow(holder);
+  const created = await unlessLacking(() => bucket.putIfAbsent(key, first, { signal }));
+  if (created === true) content = first;
+  let conditionalReplace = (await replace(NOBODYS)) === undefined;
+  // Ceph refuses each If-Match in a bucket with versions, and takes no notice of If-None-Match there.
+  if (created !== false && conditionalReplace) {
+    const there = await bucket.get(key, MOST_LEASE_BYTES, { signal });
+    const isOurs = there !== undefined && holderIn(there.bytes) === holder;
+    conditionalReplace = isOurs && typeof (await replace(there.etag)) === "string";
+  }
+  return { abilities: { conditionalCreate: created === false, conditionalReplace }, content };
+}
+
+const LACKS = Symbol("the store does not know the condition");
+
+async function unlessLacking<T>(request: () => Promise<T>): Promise<T | typeof LACKS> {
+  try {
+    return await request();
+  } catch (error) {
+    if (hasCode(error, "E_S3_LACKS")) return LACKS;
+    throw error;
+  }
+}
+
+async function isHeldBy(bucket: Bucket, key: string, holder: string, signal: AbortSignal): Promise<boolean> {
+  const found = await bucket.get(key, MOST_LEASE_BYTES, { signal });
+  return found !== undefined && holderIn(found.bytes) === holder;
+}
+
+function holderIn(content: Buffer): unknown {
+  return ((parseJson(content.toString("utf8")) ?? {}) as Record<string, unknown>)["holder"];
+}
+
+/** Removes a lease that was perhaps taken. */
+async function giveBack(bucket: Bucket, key: string, holder: string): Promise<void> {
+  const signal = AbortSignal.timeout(CLEAR_MS);
+  if (await isHeldBy(bucket, key, holder, signal)) await bucket.remove([key], { signal });
 }
 
 /** @returns the ETag of the lease; undefined: another process was quicker */

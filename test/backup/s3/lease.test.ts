@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { thisSystemProcess } from "../../../src/backup/host/process-identity.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
@@ -156,6 +157,79 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     expect(kept.abilities).toEqual(abilities);
     await kept.confirm();
     await kept.release();
+  });
+
+  const CREATE = { conditionalCreate: true, conditionalReplace: false };
+  const REPLACE = { conditionalCreate: false, conditionalReplace: true };
+  const NONE = { conditionalCreate: false, conditionalReplace: false };
+
+  it.each([CREATE, REPLACE])("is held with what a store of half of the conditions does: %o", async (half) => {
+    const held = await takeLease(mine, KEY, { ...options, termMs: 10 * TERM, abilities: half });
+    expect(held.abilities).toEqual(half);
+    await held.confirm();
+    await held.release();
+    expect(await other.find(KEY)).toBeUndefined();
+  });
+
+  it.each([
+    ["If-None-Match", "ignore conditions", REPLACE],
+    ["If-Match", "ignore conditions", CREATE],
+    ["If-None-Match", "refuse conditions", REPLACE],
+    ["If-Match", "refuse conditions", CREATE],
+  ] as const)("tells each of the conditions from the other: %s, %s", TIMED, async (name, fault, half) => {
+    line.fault = ({ conditions }) => (conditions?.includes(name) ? fault : undefined);
+    const held = await takeLease(mine, KEY, options);
+    expect(held.abilities).toEqual(half);
+    // It is renewed by what the store does.
+    await sleep(TERM);
+    await held.confirm();
+    await held.release();
+    expect(await other.find(KEY)).toBeUndefined();
+  });
+
+  it(
+    "is not lost where a store refuses every If-Match, and takes no notice of If-None-Match",
+    TIMED,
+    async () => {
+      line.fault = ({ conditions }) => {
+        if (conditions?.includes("If-None-Match")) return "ignore conditions";
+        return conditions?.includes("If-Match") ? { answer: 412, code: "PreconditionFailed" } : undefined;
+      };
+      const held = await takeLease(mine, KEY, options);
+      expect(held.abilities).toEqual(NONE);
+      await sleep(TERM);
+      await held.confirm();
+      await held.release();
+    },
+  );
+
+  it("is one process's also where a store does not know conditions any more", async () => {
+    line.fault = () => "refuse conditions";
+    const long = { ...options, termMs: 10 * TERM };
+    const taken = await Promise.allSettled([1, 2, 3].map(() => takeLease(mine, KEY, long)));
+    const held = taken.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
+    expect(held.map((each) => each.abilities)).toEqual([NONE]);
+    await held[0]?.confirm();
+    await held[0]?.release();
+    expect(await other.find(KEY)).toBeUndefined();
+  });
+
+  it.each([
+    ["a failure", { answer: 403, code: "AccessDenied" }],
+    ["a signal", "never answer"],
+  ] as const)("is given back after %s that comes when it was taken", async (what, fault) => {
+    const stop = new AbortController();
+    let puts = 0;
+    line.fault = ({ method }) => {
+      if (method !== "PUT") return undefined;
+      puts += 1;
+      if (puts === 1) return undefined;
+      if (what === "a signal") setTimeout(() => stop.abort(new Error("enough")), 100);
+      return fault;
+    };
+    await expect(takeLease(mine, KEY, { ...options, signal: stop.signal })).rejects.toThrow();
+    expect(puts).toBeGreaterThan(1);
+    expect(await other.find(KEY)).toBeUndefined();
   });
 
   it("is not taken any more after a signal, though the store has become silent", async () => {
