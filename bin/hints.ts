@@ -11,6 +11,8 @@ export interface Called {
   /** Arguments as they were given. */
   readonly args: readonly string[];
   readonly options: Readonly<Record<string, unknown>>;
+  /** Ends the look for what was meant. */
+  readonly signal: AbortSignal;
 }
 
 /** ` (Did you mean WORD?)`, or nothing if no known word is near. */
@@ -38,15 +40,16 @@ export async function hintFor(error: unknown, called: Called): Promise<string | 
 async function hintOf(error: BackupError, called: Called): Promise<string> {
   const [path = "", domain] = called.args;
   const { details, message } = error;
+  const opening = { signal: called.signal };
   const define = defineHint(process.argv, called.args);
   const isPlace = hasCode(error, "E_NO_REPOSITORY") || hasCode(error, "E_NO_DOMAIN");
   if (isPlace && define !== "") return ` ${define}`;
   if (hasCode(error, "E_NO_REPOSITORY")) return await swapped(called);
   if (hasCode(error, "E_NO_DOMAIN") && domain !== undefined) {
-    return didYouMean(domain, await (await Repository.open(path)).domains());
+    return didYouMean(domain, await (await Repository.open(path, opening)).domains());
   }
   if (hasCode(error, "E_NO_POINT") && typeof called.options["at"] === "string") {
-    const repository = await Repository.open(path);
+    const repository = await Repository.open(path, opening);
     const domains = domain === undefined ? await repository.domains() : [domain];
     const ids = await Promise.all(domains.map((each) => repository.pointNames(each)));
     return didYouMean(called.options["at"], ids.flat());
@@ -71,10 +74,10 @@ async function hintOf(error: BackupError, called: Called): Promise<string> {
 }
 
 /** A repository that stands where the domain is expected, or the other way round. */
-async function swapped({ command, args, options }: Called): Promise<string> {
+async function swapped({ command, args, options, signal }: Called): Promise<string> {
   const { to } = options;
   for (const [index, word] of args.entries()) {
-    if (!(await Repository.openIfThere(word).catch(() => undefined))) continue;
+    if (!(await Repository.openIfThere(word, { signal }).catch(() => undefined))) continue;
     if (typeof to === "string" && args.length === 1) {
       return ` (Did you mean nbdpull ${command} ${shellWord(to)} --to ${shellWord(word)}?)`;
     }

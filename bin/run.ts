@@ -56,8 +56,9 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       process.on(name, handler);
       return { name, handler };
     });
-    const stopListening = onWaiting(({ store, reason, seconds }) => {
-      output.note(`waiting for ${store}, which does not answer (${reason}), for up to ${seconds} s`);
+    const stopListening = onWaiting(({ store, because, seconds }) => {
+      const about = seconds === 60 ? "a minute" : `${seconds} s`;
+      output.note(`waiting for ${store}, which ${because}, for about ${about}`);
     });
     const to: unknown = command.getOptionValue("to");
     const args = (): A => withRepository(command, given, words) as A;
@@ -74,7 +75,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       // A failure after a signal is due to the signal, whatever its error says.
       const told = interrupted.signal.aborted && !(error instanceof InterruptedError);
       const cause: unknown = told ? interrupted.signal.reason : error;
-      output.failure(cause, await hint(cause, command));
+      output.failure(cause, await hint(cause, command, interrupted.signal));
       process.exitCode = exitCodeOf(cause);
     } finally {
       stopListening();
@@ -83,9 +84,10 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
   };
 }
 
-async function hint(error: unknown, command: Command): Promise<string | undefined> {
+async function hint(error: unknown, command: Command, signal: AbortSignal): Promise<string | undefined> {
   if (error instanceof InterruptedError) return undefined;
-  return await hintIfAny(error, { command: command.name(), args: wordsOf(command), options: command.opts() });
+  const called = { command: command.name(), args: wordsOf(command), options: command.opts() };
+  return await hintIfAny(error, { ...called, signal });
 }
 
 /** @throws {UsageError} `E_KEEP_NOTHING`: nothing says what to keep of this repository */

@@ -162,7 +162,12 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
         return;
       }
       errors.push(error);
-      const hint = await hintIfAny(error, { command: "backup", args: [domain], options: { ...options } });
+      const hint = await hintIfAny(error, {
+        command: "backup",
+        args: [domain],
+        options: { ...options },
+        signal,
+      });
       entries[index] = { domain, error: output.fault(domain, error, hint) };
       output.part([`${domain}: failed, see above`]);
     }
@@ -191,7 +196,8 @@ async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
   const repository = placeOf(job.options.to);
   try {
     const result = await backUpDomain(job, chosen);
-    const points = job.options.metrics === undefined ? undefined : await restorability(result, repository);
+    const points =
+      job.options.metrics === undefined ? undefined : await restorability(result, repository, job.signal);
     await job.record(updateOfSuccess(result, repository, Date.now(), points));
     return result;
   } catch (error) {
@@ -209,9 +215,10 @@ async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
 async function restorability(
   { domainFolder }: BackupResult,
   path: string,
+  signal: AbortSignal,
 ): Promise<readonly boolean[] | undefined> {
   try {
-    const repository = await Repository.open(path);
+    const repository = await Repository.open(path, { signal });
     const judge = (): Promise<JudgedPoint[]> => judgePoints(repository, domainFolder);
     const points = await repository.reading(domainFolder, judge);
     return points.map(({ obstacles }) => obstacles.length === 0);

@@ -7,9 +7,9 @@ import { channel } from "node:diagnostics_channel";
 export interface Waiting {
   /** For messages: the endpoint or "AWS". */
   readonly store: string;
-  /** The store's name for what went wrong, or the operating system's. */
-  readonly reason: string;
-  /** For how long it is waited. */
+  /** Why, to go on after "which". */
+  readonly because: string;
+  /** For about how long it is waited. */
   readonly seconds: number;
 }
 

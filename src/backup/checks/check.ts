@@ -35,6 +35,8 @@ export interface Subject {
   readonly repositoryPath?: string | undefined;
   /** Also absent if the first backup would create it. */
   readonly repository?: Repository | undefined;
+  /** Whether it could not be found out if there is one: that has been told of, with the reason. */
+  readonly isRepositoryUnknown?: boolean | undefined;
   /** Bytes that must stay free for scratch files; see `judgeScratch`. */
   readonly scratchReserve?: number | undefined;
   /** Undefined: the job is served on a Unix socket. */

@@ -79,7 +79,9 @@ const LESSONS: readonly Lesson[] = [
 const REPOSITORY: Lesson = {
   name: "repository",
   learn: async ({ repositoryPath: path, signal }) =>
-    path === undefined ? {} : { repository: await Repository.openIfThere(path, { signal }) },
+    path === undefined
+      ? {}
+      : { repository: await Repository.openIfThere(path, { signal }), isRepositoryUnknown: false },
 };
 
 /** Runs all checks and goes on after a failure. The head of check.ts says what checks may change. */
@@ -99,6 +101,8 @@ export async function examine(options: DoctorOptions): Promise<readonly CheckRes
   const libvirt = await ask(LIBVIRT, subject);
   findings.push(...libvirt);
   const answers = libvirt.every(({ status }) => status !== "fail");
+  // Until it is learned.
+  subject = { ...subject, isRepositoryUnknown: true };
   await learn(REPOSITORY);
   if (answers) for (const lesson of LESSONS) await learn(lesson);
   for (const check of CHECKS) {

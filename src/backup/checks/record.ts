@@ -5,14 +5,13 @@ import { usualStateFolder } from "../host/state-folder.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 /** Checks whether this host knows the repository, and where. A backup is refused where it was not before. */
-export async function lookAtRecord({ repository, domain }: Subject): Promise<readonly Found[]> {
+export async function lookAtRecord({ repository, domain, signal }: Subject): Promise<readonly Found[]> {
   if (!repository) return [];
   const here = await repository.realPath();
-  const { folder, path, isThere, checkpoints } = await recorded(
-    usualStateFolder(),
-    repository.id,
-    domain?.uuid,
-  );
+  const { folder, path, isThere, checkpoints } = await recorded(usualStateFolder(), repository.id, {
+    domainUuid: domain?.uuid,
+    signal,
+  });
   if (path === undefined) {
     const cause = `this host has no record of the repository ${repository.id}: its next backup begins one, and takes checkpoints for the repository's by their names`;
     return [(await repository.domains()).length > 0 ? warn(cause) : pass(cause)];

@@ -13,7 +13,7 @@ import { judgePoints, obstacleText } from "../repository/judged-points.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
-import { Repository } from "../repository/repository.js";
+import type { Repository } from "../repository/repository.js";
 import { unsafeStore } from "../repository/unsafe-store.js";
 import { namesStore } from "../storage/open-store.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -74,17 +74,11 @@ async function nearestFolder(path: string): Promise<string> {
 export async function lookAtPoints({
   repository,
   repositoryPath,
+  isRepositoryUnknown,
   domain,
-  signal,
 }: Subject): Promise<readonly Found[]> {
   if (!repository) {
-    if (repositoryPath === undefined) return [];
-    // One that can't be opened has been told of already, with the reason.
-    const isKnown = await Repository.openIfThere(repositoryPath, { signal }).then(
-      () => true,
-      () => false,
-    );
-    if (!isKnown) return [];
+    if (repositoryPath === undefined || isRepositoryUnknown) return [];
     const cause = `there is no repository at ${repositoryPath}: mount it, or make a new one; a backup makes none without --create`;
     return [warn(cause, `nbdpull init ${shellWord(repositoryPath)}`)];
   }

@@ -205,7 +205,10 @@ export async function whereItWas(
 export async function lookAtCheckpointRecord(
   stateFolder: string,
   id: string,
-  domainUuid: string | undefined,
+  {
+    domainUuid,
+    signal,
+  }: { readonly domainUuid: string | undefined; readonly signal?: AbortSignal | undefined },
 ): Promise<{
   readonly folder: string;
   /** Where it was last backed up to; undefined: there is no record. */
@@ -221,7 +224,7 @@ export async function lookAtCheckpointRecord(
   const path = held && (await read(held, PLACE, place))?.path;
   if (path === undefined) return { folder, path, isThere: false, checkpoints: 0 };
   const names = domainUuid === undefined ? undefined : await namesIn(folder, `${domainUuid}.json`);
-  const there = await Repository.openIfThere(path).catch(() => undefined);
+  const there = await Repository.openIfThere(path, { signal }).catch(() => undefined);
   return { folder, path, isThere: there?.id === id, checkpoints: names?.length ?? 0 };
 }
 

@@ -231,18 +231,19 @@ export class ObjectAssembly implements AsyncDisposable {
 
   /**
    * Makes the object of its parts, also in place of one that has its key.
+   * @param options what may end that; default: what ends the requests of parts
    * @throws {BackupError} `E_S3_FAILED`: the store has made another one of them
    */
-  async complete(): Promise<Pick<StoredObject, "key" | "size" | "etag">> {
+  async complete(options?: AskOptions): Promise<Pick<StoredObject, "key" | "size" | "etag">> {
     const { bucket } = this.#bucket.address;
     const { key } = this;
     const numbers = [...this.#parts.keys()].sort((one, other) => one - other);
     const Parts = await Promise.all(
       numbers.map((number) => this.#parts.get(number) as Promise<CompletedPart>),
     );
-    const before = await this.#bucket.find(key, this.#options);
-    const isSure = await this.#multipart.complete(Parts);
-    const found = await this.#bucket.find(key, this.#options);
+    const before = await this.#bucket.find(key, options ?? this.#options);
+    const isSure = await this.#multipart.complete(Parts, options);
+    const found = await this.#bucket.find(key, options ?? this.#options);
     const isOurs =
       isSure || found?.etag === partsETag(Parts.map(({ ETag }) => ETag)) || found?.etag !== before?.etag;
     if (found?.size === this.#end && isOurs) {

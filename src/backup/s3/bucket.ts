@@ -4,7 +4,7 @@
  * in parts (part-layout.ts, filled-buffer.ts, multipart.ts; composed-layout.ts, part-object.ts, copies-parts.ts
  * and copied-bounds.ts for a very large one), and assembly.ts makes one of ranges of others. probe.ts finds
  * out what a store can do, lease.ts lets one write, lifecycle.ts has old uploads ended. Below them all are
- * asker.ts, address.ts, client.ts, patience.ts, etags.ts and errors.ts.
+ * asker.ts, address.ts, client.ts, opening.ts, patience.ts, etags.ts and errors.ts.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
  * it is compared with what was asked for, and bounded.
@@ -21,27 +21,32 @@ import {
 } from "@aws-sdk/client-s3";
 import { type BackupError, DamageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
-import { tellWaiting } from "../base/waiting.js";
 import { AWS_ENDPOINT, type S3Address } from "./address.js";
 import type { Asker, AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
 import { clientFor, copyIdleMs, lastingAddress } from "./client.js";
-import { isAbsent, isUnmet, reasonOf, statusOf, storeError } from "./errors.js";
+import { isAbsent, isAway, isUnmet, reasonOf, statusOf, storeError } from "./errors.js";
 import { bareETag } from "./etags.js";
 import { listFolders, listObjects, listParts, listUploads } from "./listing.js";
 import { ObjectReads } from "./object-reads.js";
+import { hasAnswered, Opening, waitedInVain } from "./opening.js";
 import { patiently } from "./patience.js";
 
 /** A store that is away for longer fails the work. */
 const PATIENCE_MS = 60_000;
 /** A host whose name nobody knows is a wrong address, unless something there has answered before. */
 const UNKNOWN_HOST_PATIENCE_MS = 2_500;
-/** When it is told that a store is waited for which has not answered yet. */
-const TOLD_AFTER_MS = 2_000;
 const DELETES_AT_ONCE = 16;
 
 interface OpenOptions extends AskOptions {
   /** How long a store that is away is waited for; default: a minute. */
   readonly patienceMs?: number | undefined;
+}
+
+interface Shared {
+  /** Whether something has answered: then the address is right. */
+  hasAnswered: boolean;
+  /** By the time after which a silent connection is given up. */
+  readonly copiers: Map<number, Promise<S3Client>>;
 }
 
 export class Bucket implements Asker, Disposable {
@@ -51,16 +56,18 @@ export class Bucket implements Asker, Disposable {
   readonly #signal: AbortSignal | undefined;
   readonly #reads: ObjectReads;
   readonly #patienceMs: number;
-  /** Whether something has answered: then the address is right. */
-  #hasAnswered = false;
-  #hasSucceeded = false;
-  #isTold = false;
-  /** By the time after which a silent connection is given up. */
-  readonly #copiers = new Map<number, Promise<S3Client>>();
+  /** What this one has in common with those that have another signal. */
+  readonly #shared: Shared;
 
-  private constructor(address: S3Address, client: S3Client, { signal, patienceMs }: OpenOptions) {
+  private constructor(
+    address: S3Address,
+    client: S3Client,
+    { signal, patienceMs }: OpenOptions,
+    shared: Shared = { hasAnswered: false, copiers: new Map() },
+  ) {
     this.address = address;
     this.client = client;
+    this.#shared = shared;
     this.#signal = signal;
     this.#patienceMs = patienceMs ?? PATIENCE_MS;
     this.#reads = new ObjectReads(this);
@@ -87,19 +94,25 @@ export class Bucket implements Asker, Disposable {
     }
   }
 
-  /** The same one for what must be done although its signal was given. It is closed with this one. */
-  withoutSignal(): Bucket {
-    const steady = new Bucket(this.address, this.client, { patienceMs: this.#patienceMs });
-    steady.#hasAnswered = this.#hasAnswered;
-    steady.#hasSucceeded = this.#hasSucceeded;
-    return steady;
+  /**
+   * The same one with another signal or none, for what must be done although its own was given. It is closed
+   * with this one.
+   */
+  withSignal(signal: AbortSignal | undefined): Bucket {
+    return new Bucket(this.address, this.client, { signal, patienceMs: this.#patienceMs }, this.#shared);
+  }
+
+  /** Whether its signal has ended all requests to it. */
+  get isEnded(): boolean {
+    return this.#signal?.aborted ?? false;
   }
 
   /** The client for a copy, which a store may think about for minutes. @param bytes that are copied */
   copier(bytes: number): Promise<S3Client> {
     const idleMs = copyIdleMs(bytes);
-    const copier = this.#copiers.get(idleMs) ?? clientFor(this.address, idleMs);
-    this.#copiers.set(idleMs, copier);
+    const { copiers } = this.#shared;
+    const copier = copiers.get(idleMs) ?? clientFor(this.address, idleMs);
+    copiers.set(idleMs, copier);
     return copier;
   }
 
@@ -112,8 +125,11 @@ export class Bucket implements Asker, Disposable {
   /** What everything else needs too: an answer to it says what is wrong, as one without a body does not. */
   async #assertThere(): Promise<void> {
     const request = { Bucket: this.address.bucket, Prefix: this.address.prefix, MaxKeys: 1 };
-    await this.ask("looking into", undefined, {}, (abortSignal) =>
-      this.client.send(new ListObjectsV2Command(request), { abortSignal }),
+    const action = "looking into";
+    const failure = (cause: unknown): BackupError => this.failure(cause, action);
+    using opening = new Opening(this.store, { patienceMs: this.#patienceMs, failure });
+    await this.ask(action, undefined, { signal: opening.late }, (abortSignal) =>
+      opening.watch(this.client.send(new ListObjectsV2Command(request), { abortSignal })),
     );
   }
 
@@ -141,14 +157,14 @@ export class Bucket implements Asker, Disposable {
     try {
       const answer = await patiently(() => request(own.signal), {
         patienceMs: (error) => this.#patienceFor(error),
-        onFailure: (error, waitedMs) => this.#tellOf(error, waitedMs),
         signal: own.signal,
       });
-      this.#hasAnswered = true;
-      this.#hasSucceeded = true;
+      this.#shared.hasAnswered = true;
+      hasAnswered(this.store);
       return answer;
     } catch (error) {
       own.signal.throwIfAborted();
+      if (isAway(error)) waitedInVain(this.store);
       throw this.failure(error, action, key);
     } finally {
       for (const each of both) each.removeEventListener("abort", abort);
@@ -158,16 +174,9 @@ export class Bucket implements Asker, Disposable {
   #patienceFor(error: unknown): number {
     const status = statusOf(error);
     // A clock that is wrong is corrected by one answer, or never.
-    if (status !== undefined && status !== 403) this.#hasAnswered = true;
-    const isUnknown = !this.#hasAnswered && (status !== undefined || reasonOf(error) === "ENOTFOUND");
+    if (status !== undefined && status !== 403) this.#shared.hasAnswered = true;
+    const isUnknown = !this.#shared.hasAnswered && (status !== undefined || reasonOf(error) === "ENOTFOUND");
     return isUnknown ? Math.min(UNKNOWN_HOST_PATIENCE_MS, this.#patienceMs) : this.#patienceMs;
-  }
-
-  /** Of a store that has never answered, once. */
-  #tellOf(error: unknown, waitedMs: number): void {
-    if (this.#isTold || waitedMs < TOLD_AFTER_MS || this.#hasSucceeded) return;
-    this.#isTold = true;
-    tellWaiting({ store: this.store, reason: reasonOf(error), seconds: Math.round(this.#patienceMs / 1000) });
   }
 
   /** A failure as an error of ours. */
@@ -354,7 +363,7 @@ export class Bucket implements Asker, Disposable {
 
   close(): void {
     this.client.destroy();
-    for (const copier of this.#copiers.values()) {
+    for (const copier of this.#shared.copiers.values()) {
       copier.then(
         (client) => client.destroy(),
         () => undefined,

@@ -69,6 +69,11 @@ export function isPassing(error: unknown): boolean {
   return PASSING.has(reasonOf(error)) || isNetwork(error);
 }
 
+/** Whether no store has answered, or one that it is out of order: another object would meet the same. */
+export function isAway(error: unknown): boolean {
+  return !(error instanceof BackupError) && isPassing(error);
+}
+
 function isNetwork(error: unknown): boolean {
   const { code, errors } = (error ?? {}) as { readonly code?: string; readonly errors?: readonly unknown[] };
   if (code !== undefined && NETWORK.has(code)) return true;

@@ -20,6 +20,8 @@ import { isAbsent, reasonOf } from "./errors.js";
 const LOOKS_AFTER_MS = [250, 500, 1_000, 2_000];
 /** How long an upload is tried to be aborted, and then looked after: a backup job waits for it. */
 const ABORT_MS = 10_000;
+/** The same where somebody has given a signal: the store may be why. */
+const CLEAR_MS = 3_000;
 
 /** Bytes of another object of the bucket, which the store copies by itself. */
 export interface CopiedRange {
@@ -134,14 +136,15 @@ export class Multipart {
   /**
    * Makes the object of its parts, also in place of one that has its key. No signal ends that when it is under
    * way: the object could appear after what was left had been removed, and nobody would look for it.
+   * @param options.signal keeps it from beginning; default: that of parts
    * @returns whether the store says so; otherwise there is no such upload: an earlier try may have succeeded,
    *   and its answer been lost
    */
-  async complete(Parts: CompletedPart[]): Promise<boolean> {
+  async complete(Parts: CompletedPart[], { signal }: AskOptions = this.#ofParts): Promise<boolean> {
     const { bucket } = this.#bucket.address;
     const UploadId = await this.begin();
     const request = { Bucket: bucket, Key: this.key, UploadId, MultipartUpload: { Parts } };
-    this.#ofParts.signal?.throwIfAborted();
+    signal?.throwIfAborted();
     try {
       await this.#bucket.ask("completing", this.key, {}, (abortSignal) =>
         this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
@@ -158,20 +161,23 @@ export class Multipart {
    * Ends an upload that was begun, so that the store drops its parts. Parts that were on their way may arrive
    * afterwards: then it is aborted again, for some seconds. Those that arrive later still take room until a
    * rule of the bucket ends old uploads (lifecycle.ts). If this fails, a later run's look finds the upload.
+   * After a signal it takes some seconds at most.
    */
   async abort(): Promise<void> {
     const uploadId = await this.#id?.catch(() => undefined);
     if (uploadId === undefined) return;
     const upload = { key: this.key, uploadId };
+    const isAborted = this.#bucket.isEnded || (this.#options.signal?.aborted ?? false);
+    const bucket = this.#bucket.withSignal(undefined);
     try {
-      await this.#bucket.abortUpload(upload, { signal: AbortSignal.timeout(ABORT_MS) });
+      await bucket.abortUpload(upload, { signal: AbortSignal.timeout(isAborted ? CLEAR_MS : ABORT_MS) });
       const signal = AbortSignal.timeout(ABORT_MS);
       for (const pauseMs of this.#isPartOnItsWay ? LOOKS_AFTER_MS : []) {
         await sleep(pauseMs);
         // Credentials that may write need not be allowed to look.
-        const parts = await this.#bucket.uploadedParts(upload, { signal }).catch(() => undefined);
+        const parts = await bucket.uploadedParts(upload, { signal }).catch(() => undefined);
         if (parts?.size === 0) return;
-        await this.#bucket.abortUpload(upload, { signal });
+        await bucket.abortUpload(upload, { signal });
       }
     } catch {
       // The failure that has led here is told.

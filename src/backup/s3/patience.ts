@@ -11,8 +11,6 @@ interface Patience {
    * on how the last try failed.
    */
   readonly patienceMs: number | ((error: unknown) => number);
-  /** Called before each further try. @param waitedMs since the first failure */
-  readonly onFailure?: ((error: unknown, waitedMs: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -21,10 +19,7 @@ interface Patience {
  * down for a moment, or that asks to be spared.
  * @throws the last failure, or the signal's reason
  */
-export async function patiently<T>(
-  request: () => Promise<T>,
-  { patienceMs, onFailure, signal }: Patience,
-): Promise<T> {
+export async function patiently<T>(request: () => Promise<T>, { patienceMs, signal }: Patience): Promise<T> {
   let failedAt: number | undefined;
   for (let longest = FIRST_PAUSE_MS; ; longest = Math.min(2 * longest, LONGEST_PAUSE_MS)) {
     signal?.throwIfAborted();
@@ -38,7 +33,6 @@ export async function patiently<T>(
       const waitedMs = performance.now() - failedAt;
       const most = typeof patienceMs === "number" ? patienceMs : patienceMs(error);
       if (!isPassing(error) || waitedMs + pause > most) throw error;
-      onFailure?.(error, waitedMs);
       await sleep(pause, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     }
   }

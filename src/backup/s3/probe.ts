@@ -7,6 +7,8 @@ import { ObjectUpload } from "./upload.js";
 const MIB = 1024 * 1024;
 /** No look takes so long. */
 const LEFT_MS = 3_600_000;
+/** How long a look clears up that has failed: the store may be silent. */
+const CLEAR_MS = 3_000;
 
 /** What a store was found to do. */
 export interface StoreAbilities {
@@ -34,10 +36,7 @@ export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<S
     }
     return abilities;
   } catch (error) {
-    await bucket
-      .withoutSignal()
-      .remove(keys)
-      .catch(() => undefined);
+    await removeSoon(bucket, keys);
     throw error;
   }
 }
@@ -61,12 +60,18 @@ export async function probeConditions(bucket: Bucket, options: AskOptions = {}):
     await bucket.remove([key, ...old], options);
     return abilities;
   } catch (error) {
-    await bucket
-      .withoutSignal()
-      .remove([key])
-      .catch(() => undefined);
+    await removeSoon(bucket, [key]);
     throw error;
   }
+}
+
+/** What is left then is removed by a later look. */
+async function removeSoon(bucket: Bucket, keys: readonly string[]): Promise<void> {
+  const signal = AbortSignal.timeout(CLEAR_MS);
+  await bucket
+    .withSignal(undefined)
+    .remove(keys, { signal })
+    .catch(() => undefined);
 }
 
 /** Removes the objects and uploads that probes have left whose processes were killed. */

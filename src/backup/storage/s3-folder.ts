@@ -49,6 +49,10 @@ export class S3Root implements StoreRoot {
     return formatS3Address(this.#bucket.address);
   }
 
+  withSignal(signal: AbortSignal | undefined): S3Root {
+    return new S3Root(this.#bucket.withSignal(signal));
+  }
+
   refresh(name: string): void {
     this.#folders.delete(name);
   }
@@ -124,7 +128,7 @@ export class S3Root implements StoreRoot {
     const options = { signal, abilities };
     const place = {
       // What was begun is ended in order after an interrupt too.
-      ...{ bucket: this.#bucket.withoutSignal(), path: `${this.path}/${name}` },
+      ...{ bucket: this.#bucket.withSignal(undefined), path: `${this.path}/${name}` },
       prefix: `${this.#prefix}${name}/`,
       ...points,
       onChange: () => this.refresh(name),

@@ -36,7 +36,7 @@ export class S3Records implements RecordFolder {
 
   constructor(place: RecordPlace) {
     this.#place = place;
-    this.#steady = place.bucket.withoutSignal();
+    this.#steady = place.bucket.withSignal(undefined);
   }
 
   async names(): Promise<readonly string[]> {

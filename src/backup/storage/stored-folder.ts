@@ -53,6 +53,8 @@ export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
 export interface StoreRoot extends StoredFolder {
   /** An address that leads here whatever the environment says: with the endpoint, without credentials. */
   realPath(): Promise<string>;
+  /** The same one with another signal or none, as it is now. It is closed with this one. */
+  withSignal(signal: AbortSignal | undefined): StoreRoot;
   /** Lists what is in a folder anew when it is opened next. */
   refresh(name: string): void;
   /**
