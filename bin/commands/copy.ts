@@ -40,8 +40,10 @@ export async function runCopy(
   const which = whichOf(options);
   const remove = rulesOf(options);
   const onWarning = (message: string): void => output.warn(message);
-  const trusted = { trusted: options.trustRepository, signal, onWarning };
-  const from = await Repository.open(source, trusted);
+  const reading = { trusted: options.trustRepository, signal };
+  const trusted = { ...reading, onWarning };
+  // It is never written to.
+  const from = await Repository.open(source, reading);
   const { domains: ours, missing } = await domainsOf(from, wanted, options);
   await warnOfStrangers(source, ours, output);
   await requireRepository(target, options, signal);

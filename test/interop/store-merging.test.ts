@@ -9,7 +9,9 @@ import { fileURLToPath } from "node:url";
 import { PutObjectRetentionCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { prune as prunePoints } from "../../src/backup/prune/prune.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
@@ -192,6 +194,26 @@ describeWith(
         expect(await judge(name)).toBe(3);
       }
     }, 1_200_000);
+
+    it("is committed although a signal comes while it is, and no image is copied back", async () => {
+      const address = await copyOf("interrupted");
+      const stop = new AbortController();
+      const steps: string[] = [];
+      const pruning = prunePoints({
+        repository: await Repository.open(address, { signal: stop.signal }),
+        ...{ domain: NAME, retention: { last: 3 }, dryRun: false, sync: true, signal: stop.signal },
+        onStep: (step) => {
+          steps.push(step);
+          if (step === "manifest aside") stop.abort(new Error("enough"));
+        },
+      });
+      await expect(pruning).rejects.toThrow("enough");
+      expect(steps).toEqual(expect.arrayContaining(["manifest aside", "manifest merged", "aside removed"]));
+      expect(await lab.left("interrupted")).toEqual([]);
+      const key = `interrupted/${NAME}/${chain.points[2]?.id}/point.json`;
+      expect(JSON.parse(`${await lab.read(key)}`)).toMatchObject({ level: "full" });
+      expect(await judge("interrupted")).toBe(5);
+    });
 
     it("goes on where requests fail and answers are lost, and changes nothing where a store copies wrong", async () => {
       const address = await copyOf("broken");

@@ -7,6 +7,8 @@ import { fileURLToPath } from "node:url";
 import { CreateMultipartUploadCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { repairPoints } from "../../src/backup/repair/repair.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { StoreLab } from "../support/store-lab.js";
@@ -358,6 +360,23 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
       await settle(name, image);
     }
   }, 1_200_000);
+
+  it("is committed although a signal comes while it is, and no image is copied back", async () => {
+    const address = await copyOf("interrupted");
+    const image = await flip(keyOf("interrupted", 0), 4 * CLUSTER + 5);
+    const stop = new AbortController();
+    const steps: string[] = [];
+    const repository = await Repository.open(address, { signal: stop.signal });
+    const onStep = (step: string): void => {
+      steps.push(step);
+      if (step === "manifest aside") stop.abort(new Error("enough"));
+    };
+    const options = { repository, domain: NAME, ids: [idOf(0)], dryRun: false, signal: stop.signal, onStep };
+    await repairPoints(options).catch((error: unknown) => expect(error).toMatchObject({ message: "enough" }));
+    expect(steps).toEqual(expect.arrayContaining(["manifest aside", "manifest merged", "aside removed"]));
+    expect(await lab.left("interrupted")).toEqual([]);
+    expect((await lab.read(keyOf("interrupted", 0))).equals(image)).toBe(true);
+  });
 
   it("mends nothing where a late manifest could undo it, and tells of old versions that stay", async () => {
     const Bucket = await lab.makeBucket("locked", { ObjectLockEnabledForBucket: true });

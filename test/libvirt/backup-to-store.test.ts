@@ -125,6 +125,39 @@ await describeWithLibvirt("a backup of a running domain", () => {
       }
     });
 
+    it.each([
+      ["SIGINT", 130],
+      ["SIGTERM", 143],
+      ["SIGHUP", 129],
+    ] as const)(
+      "leaves nothing after %s, and the next one is based on the last good point",
+      async (signal, code) => {
+        guest.repo = lab.address(`after-${signal}`);
+        const good = await guest.take();
+        await guest.lab.write("vda", 0, 12 * MiB, 0x12);
+        const run = startNbdpull(
+          guest.arguments("--limit-rate", "64K", "--request-size", "64K", "--prove-base", "1"),
+          guest.start,
+        );
+        await expect
+          .poll(() => lab.half(`after-${signal}`), { interval: 20, timeout: 60_000 })
+          .not.toEqual([]);
+        await expect.poll(() => guest.checkpoints(), { timeout: 60_000 }).toHaveLength(2);
+        await sleep(2_000);
+        run.kill(signal);
+        const ran = await finished(run);
+        expectExit(ran, code);
+        expect(ran.stderr).not.toContain("not everything was cleared away");
+        await guest.expectNothingLeft();
+        expect(await guest.checkpoints()).toEqual([good.checkpoint]);
+        expect(await lab.left(`after-${signal}`)).toEqual([]);
+        const next = await guest.take();
+        expect(next.disks[0]).toMatchObject({ parent: good.id });
+        for (const name of await guest.checkpoints()) await guest.lab.deleteCheckpoint(name);
+      },
+      480_000,
+    );
+
     it("that is given up leaves no checkpoints, though only its address tells where the store is", async () => {
       // An earlier try of this test has given it up.
       if ((await guest.checkpoints()).length === 0) await guest.take();

@@ -53,6 +53,8 @@ export async function mergeInStore(
 ): Promise<MergedInStore> {
   const { repository, domain, signal: stop } = options;
   const signal = anySignal(stop, writing.lost);
+  // What was begun to be committed is: the signal of the command would have it undone.
+  const steady = repository.withSignal(writing.lost);
   const refuse = (records: readonly { readonly point: string; readonly name: string }[]): void => {
     const live = records.find((each) => hasLiveNote([each.name]) && !isLive(each.point));
     if (live) throw beganMeanwhile(domain, live.point);
@@ -70,7 +72,7 @@ export async function mergeInStore(
         withImagesAside(text, new Map(done.map(({ disk: { file } }) => [file, merge.nameOf(file)]))),
       merged: (text) => replacingManifest(text, { ...point, level: isFull ? "full" : "incremental", disks }),
       prove: async () => {
-        for (const { disk, ends } of done) await prove(repository, domain, point.id, disk, ends);
+        for (const { disk, ends } of done) await prove(steady, domain, point.id, disk, ends);
       },
       stale: point.disks.flatMap(({ name, digests }) =>
         digests && done.some(({ before }) => before === name) ? digests.file : [],
@@ -78,7 +80,8 @@ export async function mergeInStore(
       refuse,
       onStep: options.onStep,
     });
-    const grownBytes = (await bytesOfPoint(options, point.id)) - before;
+    const after = { domain, repository: repository.withSignal(writing.lost) };
+    const grownBytes = (await bytesOfPoint(after, point.id)) - before;
     return { merges: done.map(({ merge: each }) => each), versions, grownBytes };
   } catch (error) {
     // The next run does it otherwise.
@@ -88,7 +91,10 @@ export async function mergeInStore(
 }
 
 /** The bytes of all files of a point. */
-async function bytesOfPoint({ repository, domain }: PruneOptions, id: string): Promise<number> {
+async function bytesOfPoint(
+  { repository, domain }: Pick<PruneOptions, "repository" | "domain">,
+  id: string,
+): Promise<number> {
   await using folder = await repository.openPoint(domain, id);
   let bytes = 0;
   for (const name of await folder.names()) bytes += (await folder.find(name))?.size ?? 0;

@@ -144,7 +144,7 @@ export class StoreMender implements ImageMender {
   }
 
   async #putDigests(write: Parameters<DigestsPlace["put"]>[0], sha256: string): Promise<boolean> {
-    const { repository, domain, point, disk, signal, onStep } = this.#options;
+    const { domain, point, disk, onStep } = this.#options;
     const { digests } = disk;
     if (!digests) return false;
     return await this.#replace(async (merge) => {
@@ -153,6 +153,7 @@ export class StoreMender implements ImageMender {
       onStep?.(`made ${digests.file}`);
       const made = { ...disk, digests: { ...digests, file } };
       const prove = async (): Promise<void> => {
+        const { repository, signal } = this.#committing();
         await using folder = await repository.openPoint(domain, point.id);
         if (!(await isDigestFileRight(folder, made, signal))) throw this.#isOther(file);
       };
@@ -162,7 +163,8 @@ export class StoreMender implements ImageMender {
 
   /** Each byte that a digest tells of is read: no cluster is damaged that was not so before. */
   async #proveImage(): Promise<void> {
-    const { repository, domain, point, disk, signal } = this.#options;
+    const { domain, point, disk } = this.#options;
+    const { repository, signal } = this.#committing();
     await using folder = await repository.openPoint(domain, point.id);
     try {
       if (disk.format === "qcow2") {
@@ -178,6 +180,12 @@ export class StoreMender implements ImageMender {
       if (error instanceof DamageError) throw this.#isOther(disk.file, error);
       throw error;
     }
+  }
+
+  /** What a mend is proven with: the command's signal would have it undone. */
+  #committing(): { readonly repository: Repository; readonly signal: AbortSignal } {
+    const { lost } = this.#writing;
+    return { repository: this.#options.repository.withSignal(lost), signal: lost };
   }
 
   #isOther(file: string, cause?: unknown): BackupError {

@@ -59,9 +59,15 @@ export interface RepositoryOptions {
   readonly trusted?: boolean | undefined;
   /** Ends every request to an object store. */
   readonly signal?: AbortSignal | undefined;
-  /** Told once, before something is written, what is unsafe about writing to this object store. */
+  /**
+   * Told before something is written what is unsafe about writing to this object store: once in this process
+   * of each repository.
+   */
   readonly onWarning?: ((message: string) => void) | undefined;
 }
+
+/** What was told of stores in this process: a night opens a repository for each domain. */
+const TOLD = new Set<string>();
 
 /**
  * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its
@@ -79,7 +85,7 @@ export class Repository {
   readonly #trusted: boolean;
   /** Undefined: it is a folder of this machine. */
   readonly #store: StoreRoot | undefined;
-  readonly #onUnsafe: (warning: string) => void;
+  readonly #onWarning: RepositoryOptions["onWarning"];
 
   private constructor(
     path: string,
@@ -87,11 +93,7 @@ export class Repository {
     { trusted = false, onWarning }: RepositoryOptions,
     store?: StoreRoot,
   ) {
-    let isTold = false;
-    this.#onUnsafe = (warning) => {
-      if (!isTold) onWarning?.(warning);
-      isTold = true;
-    };
+    this.#onWarning = onWarning;
     this.path = path;
     this.id = id;
     this.#trusted = trusted;
@@ -135,6 +137,16 @@ export class Repository {
       await initFolder(path);
     }
     return await Repository.open(path, options);
+  }
+
+  /**
+   * The same one, as it is now, with another signal for all requests to an object store, or none: clean-up
+   * must run even after the work was aborted.
+   */
+  withSignal(signal: AbortSignal | undefined): Repository {
+    if (!this.#store) return this;
+    const options = { trusted: this.#trusted, onWarning: this.#onWarning };
+    return new Repository(this.path, this.id, options, this.#store.withSignal(signal));
   }
 
   /** Whether it lies in an object store. */
@@ -335,6 +347,13 @@ export class Repository {
   async keptVersion(domain: string, id: string, file: string): Promise<KeptVersion | undefined> {
     return await this.#store?.keptVersion(folderNameOf(domain), id, file);
   }
+
+  readonly #onUnsafe = (warning: string): void => {
+    const told = `${this.id} ${warning}`;
+    if (!this.#onWarning || TOLD.has(told)) return;
+    TOLD.add(told);
+    this.#onWarning(warning);
+  };
 
   #noPoint(domain: string, id: string): never {
     const message = `there is no point ${id} of ${domain}: ${this.pointFolder(domain, id)} is missing`;

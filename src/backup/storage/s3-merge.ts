@@ -147,7 +147,7 @@ export class S3Merge implements StoredMerge {
     onStep("manifest aside");
     for (const [name, image] of this.#images) {
       await this.#lease.confirm();
-      await image.complete();
+      await image.complete(options);
       onStep(`replaced ${name}`);
     }
     onChange();

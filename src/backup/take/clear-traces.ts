@@ -1,4 +1,5 @@
 import { messageOf } from "../base/errors.js";
+import { withGrace } from "../base/grace.js";
 import type { CheckpointRecord } from "../guest/checkpoint-record.js";
 import { clearFolder } from "../guest/claim.js";
 import { type Guest, retireCheckpoints } from "../guest/guest.js";
@@ -9,8 +10,16 @@ import { domainFolder, foldersNamed } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 
+/** How long a store is asked after a signal which checkpoints are needed. */
+const GRACE_MS = 30_000;
+
 interface WarningOptions {
   readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+interface ClearOptions extends WarningOptions {
+  /** That of the work, which may have fired. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** The checkpoints of a run. */
@@ -34,11 +43,11 @@ export interface Traces {
 export async function clearAfterFailure(
   guest: Guest,
   { folder, made, clients, isCleared }: Omit<Traces, "made"> & { readonly made: Made | undefined },
-  options: WarningOptions,
+  options: ClearOptions,
 ): Promise<void> {
   try {
     if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
-    if (made) await deleteOrphans(guest, made, options);
+    if (made) await steadily(guest, options, (steady) => deleteOrphans(steady, made, options));
   } catch (error) {
     options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
   }
@@ -51,19 +60,32 @@ export async function clearAfterFailure(
 export async function endJob(
   guest: Guest,
   { folder, made, clients, isCleared }: Traces,
-  options: WarningOptions,
+  options: ClearOptions,
 ): Promise<readonly string[]> {
   try {
     if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
     const names = guest.domain.disks.map(({ target }) => target);
     const { record } = made;
-    return await retire(guest, { names: [], record }, options, (points) => neededCheckpoints(points, names));
+    return await steadily(guest, options, (steady) =>
+      retire(steady, { names: [], record }, options, (points) => neededCheckpoints(points, names)),
+    );
   } catch (error) {
     options.onWarning?.(
       `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,
     );
     return [];
   }
+}
+
+/** Runs `work` with a guest whose repository can be read although the signal has fired, for a while. */
+async function steadily<T>(
+  guest: Guest,
+  { signal }: ClearOptions,
+  work: (steady: Guest) => Promise<T>,
+): Promise<T> {
+  return await withGrace(signal, GRACE_MS, (late) =>
+    work({ ...guest, repository: guest.repository.withSignal(late) }),
+  );
 }
 
 /** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */
