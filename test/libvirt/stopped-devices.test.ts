@@ -78,11 +78,15 @@ await describeWithLibvirt("a stopped domain on a block device", () => {
         // It could have been started unheard, and what the guest had written then would not be counted.
         const counts = join("/sys/block", basename(loop.path), "queue", "iostats");
         await writeFile(counts, "0");
-        using front = new LibvirtInFront(guest.folder);
-        const run = await slowly(front.env());
-        front.leave()();
-        await expectRefused(run, "E_DOMAIN_CHANGED", "could not be heard");
-        await writeFile(counts, "1");
+        try {
+          using front = new LibvirtInFront(guest.folder);
+          const run = await slowly(front.env());
+          front.leave()();
+          await expectRefused(run, "E_DOMAIN_CHANGED", "could not be heard");
+        } finally {
+          // The next loop device of this name would have none either.
+          await writeFile(counts, "1");
+        }
       }
       const twin = `${lab.domain}-twin`;
       const file = join(guest.folder, "twin.xml");
