@@ -218,6 +218,19 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     },
   );
 
+  it("is told of once to whoever opens it for one domain after the other", async () => {
+    const address = await stored("often");
+    lab.line.fault = () => "ignore conditions";
+    const { signal } = new AbortController();
+    const told: string[] = [];
+    for (const domain of ["one", "two"]) {
+      const onWarning = (message: string): void => void told.push(message);
+      const repository = await Repository.open(address, { signal, onWarning });
+      await repository.writingInStore(domain, async () => undefined);
+    }
+    expect(told).toEqual([expect.stringContaining("only one host")]);
+  });
+
   it("that another program has copied there is tried with little, which leaves nothing", async () => {
     const address = await stored("foreign");
     lab.line.fault = () => "ignore conditions";

@@ -60,14 +60,20 @@ export interface RepositoryOptions {
   /** Ends every request to an object store. */
   readonly signal?: AbortSignal | undefined;
   /**
-   * Told before something is written what is unsafe about writing to this object store: once in this process
-   * of each repository.
+   * Told before something is written what is unsafe about writing to this object store: of each repository
+   * once, however often it is opened with the same signal.
    */
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
-/** What was told of stores in this process: a night opens a repository for each domain. */
-const TOLD = new Set<string>();
+/** What was told of stores to whoever has given a signal: a night opens a repository for each domain. */
+const TOLD = new WeakMap<AbortSignal, Set<string>>();
+
+function toldTo(signal: AbortSignal | undefined): Set<string> {
+  const told = (signal && TOLD.get(signal)) ?? new Set();
+  if (signal) TOLD.set(signal, told);
+  return told;
+}
 
 /**
  * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its
@@ -86,14 +92,18 @@ export class Repository {
   /** Undefined: it is a folder of this machine. */
   readonly #store: StoreRoot | undefined;
   readonly #onWarning: RepositoryOptions["onWarning"];
+  /** Of all repositories that were opened with the same signal. */
+  readonly #told: Set<string>;
 
   private constructor(
     path: string,
     id: string,
-    { trusted = false, onWarning }: RepositoryOptions,
+    { trusted = false, signal, onWarning }: RepositoryOptions,
     store?: StoreRoot,
+    told = toldTo(signal),
   ) {
     this.#onWarning = onWarning;
+    this.#told = told;
     this.path = path;
     this.id = id;
     this.#trusted = trusted;
@@ -146,7 +156,7 @@ export class Repository {
   withSignal(signal: AbortSignal | undefined): Repository {
     if (!this.#store) return this;
     const options = { trusted: this.#trusted, onWarning: this.#onWarning };
-    return new Repository(this.path, this.id, options, this.#store.withSignal(signal));
+    return new Repository(this.path, this.id, options, this.#store.withSignal(signal), this.#told);
   }
 
   /** Whether it lies in an object store. */
@@ -350,8 +360,8 @@ export class Repository {
 
   readonly #onUnsafe = (warning: string): void => {
     const told = `${this.id} ${warning}`;
-    if (!this.#onWarning || TOLD.has(told)) return;
-    TOLD.add(told);
+    if (!this.#onWarning || this.#told.has(told)) return;
+    this.#told.add(told);
     this.#onWarning(warning);
   };
 
