@@ -51,6 +51,7 @@ import {
 } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
+import { toldOnce } from "./unsafe-store.js";
 import { writeInFolder } from "./write-in-folder.js";
 import { leftInStore, makePointInStore, writeInStore } from "./write-in-store.js";
 
@@ -64,15 +65,6 @@ export interface RepositoryOptions {
    * once, however often it is opened with the same signal.
    */
   readonly onWarning?: ((message: string) => void) | undefined;
-}
-
-/** What was told of stores to whoever has given a signal: a night opens a repository for each domain. */
-const TOLD = new WeakMap<AbortSignal, Set<string>>();
-
-function toldTo(signal: AbortSignal | undefined): Set<string> {
-  const told = (signal && TOLD.get(signal)) ?? new Set();
-  if (signal) TOLD.set(signal, told);
-  return told;
 }
 
 /**
@@ -91,19 +83,16 @@ export class Repository {
   readonly #trusted: boolean;
   /** Undefined: it is a folder of this machine. */
   readonly #store: StoreRoot | undefined;
-  readonly #onWarning: RepositoryOptions["onWarning"];
-  /** Of all repositories that were opened with the same signal. */
-  readonly #told: Set<string>;
+  readonly #onUnsafe: (warning: string) => void;
 
   private constructor(
     path: string,
     id: string,
     { trusted = false, signal, onWarning }: RepositoryOptions,
     store?: StoreRoot,
-    told = toldTo(signal),
+    onUnsafe = toldOnce(id, onWarning, signal),
   ) {
-    this.#onWarning = onWarning;
-    this.#told = told;
+    this.#onUnsafe = onUnsafe;
     this.path = path;
     this.id = id;
     this.#trusted = trusted;
@@ -155,8 +144,8 @@ export class Repository {
    */
   withSignal(signal: AbortSignal | undefined): Repository {
     if (!this.#store) return this;
-    const options = { trusted: this.#trusted, onWarning: this.#onWarning };
-    return new Repository(this.path, this.id, options, this.#store.withSignal(signal), this.#told);
+    const store = this.#store.withSignal(signal);
+    return new Repository(this.path, this.id, { trusted: this.#trusted }, store, this.#onUnsafe);
   }
 
   /** Whether it lies in an object store. */
@@ -357,13 +346,6 @@ export class Repository {
   async keptVersion(domain: string, id: string, file: string): Promise<KeptVersion | undefined> {
     return await this.#store?.keptVersion(folderNameOf(domain), id, file);
   }
-
-  readonly #onUnsafe = (warning: string): void => {
-    const told = `${this.id} ${warning}`;
-    if (!this.#onWarning || this.#told.has(told)) return;
-    this.#told.add(told);
-    this.#onWarning(warning);
-  };
 
   #noPoint(domain: string, id: string): never {
     const message = `there is no point ${id} of ${domain}: ${this.pointFolder(domain, id)} is missing`;

@@ -1,6 +1,6 @@
 import type { StoreAbilities } from "../storage/stored-folder.js";
 
-const ADVICE = "let only one host write to this repository; prune and repair replace no images there";
+const ONE_HOST = "let only one host write to this repository";
 
 /**
  * What is unsafe at a store, for a warning; undefined: nothing.
@@ -11,8 +11,37 @@ export function unsafeStore(found: StoreAbilities, recorded?: StoreAbilities): s
   const keeps = ({ conditionalCreate, conditionalReplace }: StoreAbilities): boolean =>
     conditionalCreate && conditionalReplace;
   if (keeps(found)) return undefined;
-  const conditions = "conditions (If-None-Match, If-Match)";
+  const ignored = [
+    ...(found.conditionalCreate ? [] : ["If-None-Match"]),
+    ...(found.conditionalReplace ? [] : ["If-Match"]),
+  ];
+  const conditions = `conditions (${ignored.join(", ")})`;
+  const advice = found.conditionalReplace
+    ? ONE_HOST
+    : `${ONE_HOST}; prune and repair replace no images there`;
   return recorded && keeps(recorded)
-    ? `the store took notice of ${conditions} when this repository was made, and takes none now (was it copied there, or were versions switched on in the bucket?): ${ADVICE}`
-    : `the store takes no notice of ${conditions}: ${ADVICE}`;
+    ? `the store took notice of ${conditions} when this repository was made, and takes none now (was it copied there, or were versions switched on in the bucket?): ${advice}`
+    : `the store takes no notice of ${conditions}: ${advice}`;
+}
+
+/** What was told to whoever has given a signal: a night opens a repository for each domain. */
+const TOLD = new WeakMap<AbortSignal, Set<string>>();
+
+/**
+ * Tells each warning of a repository once, however often that is opened with the same signal.
+ * @param id of the repository
+ */
+export function toldOnce(
+  id: string,
+  tell: ((warning: string) => void) | undefined,
+  signal: AbortSignal | undefined,
+): (warning: string) => void {
+  const told = (signal && TOLD.get(signal)) ?? new Set();
+  if (signal) TOLD.set(signal, told);
+  return (warning) => {
+    const what = `${id} ${warning}`;
+    if (!tell || told.has(what)) return;
+    told.add(what);
+    tell(warning);
+  };
 }

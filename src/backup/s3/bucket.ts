@@ -164,7 +164,8 @@ export class Bucket implements Asker, Disposable {
       return answer;
     } catch (error) {
       own.signal.throwIfAborted();
-      if (isAway(error)) waitedInVain(this.store);
+      // A name that nobody knows was not waited for.
+      if (isAway(error) && reasonOf(error) !== "ENOTFOUND") waitedInVain(this.store);
       throw this.failure(error, action, key);
     } finally {
       for (const each of both) each.removeEventListener("abort", abort);

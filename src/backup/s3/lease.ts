@@ -278,10 +278,24 @@ async function takeNow(
     if (taken !== LACKS && keepsAll(trial.abilities)) return { etag: taken, abilities };
     found = trial.abilities;
     content = trial.content ?? content;
-  } else await bucket.put(key, content, { signal });
+  } else {
+    await bucket.put(key, content, { signal });
+    if (abilities.conditionalCreate || abilities.conditionalReplace) {
+      const trial = await tryConditions(bucket, key, holder, signal);
+      found = bothKeep(abilities, trial.abilities);
+      content = trial.content ?? content;
+    }
+  }
   await sleep(termMs * SETTLE);
   const there = await bucket.get(key, MOST_LEASE_BYTES, { signal });
   return there?.bytes.equals(content) ? { etag: there.etag, abilities: found } : undefined;
+}
+
+function bothKeep(one: StoreAbilities, other: StoreAbilities): StoreAbilities {
+  return {
+    conditionalCreate: one.conditionalCreate && other.conditionalCreate,
+    conditionalReplace: one.conditionalReplace && other.conditionalReplace,
+  };
 }
 
 function keepsAll({ conditionalCreate, conditionalReplace }: StoreAbilities): boolean {

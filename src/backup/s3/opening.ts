@@ -11,11 +11,14 @@ const TOLD_AFTER_MS = 2_000;
  */
 const AGAIN_MS = 5_000;
 
-/** Stores that this process has waited for in vain, and that have not answered since. */
-const away = new Set<string>();
+/** A store that was away so long ago may have come back, and be starting again. */
+const FORGOTTEN_MS = 10 * 60_000;
+
+/** Stores that this process has waited for in vain, and that have not answered since; and when that was. */
+const away = new Map<string, number>();
 
 export function waitedInVain(store: string): void {
-  away.add(store);
+  away.set(store, performance.now());
 }
 
 export function hasAnswered(store: string): void {
@@ -36,7 +39,8 @@ export class Opening implements Disposable {
   #failure: unknown;
 
   constructor(store: string, { patienceMs, failure }: OpeningOptions) {
-    const mostMs = away.has(store) ? Math.min(AGAIN_MS, patienceMs) : patienceMs;
+    const since = performance.now() - (away.get(store) ?? Number.NEGATIVE_INFINITY);
+    const mostMs = since < FORGOTTEN_MS ? Math.min(AGAIN_MS, patienceMs) : patienceMs;
     const tell = (): void => {
       const because = becauseOf(this.#failure);
       if (because !== undefined) tellWaiting({ store, because, seconds: Math.round(mostMs / 1000) });

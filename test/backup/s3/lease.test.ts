@@ -172,6 +172,21 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
   });
 
   it.each([
+    [CREATE, "ignore conditions"],
+    [CREATE, "refuse conditions"],
+    [REPLACE, "ignore conditions"],
+    [REPLACE, "refuse conditions"],
+  ] as const)("counts on no half that a store does not keep any more: %o, %s", TIMED, async (half, fault) => {
+    line.fault = ({ conditions }) => (conditions === undefined ? undefined : fault);
+    const held = await takeLease(mine, KEY, { ...options, abilities: half });
+    expect(held.abilities).toEqual(NONE);
+    await sleep(TERM);
+    await held.confirm();
+    await held.release();
+    expect(await other.find(KEY)).toBeUndefined();
+  });
+
+  it.each([
     ["If-None-Match", "ignore conditions", REPLACE],
     ["If-Match", "ignore conditions", CREATE],
     ["If-None-Match", "refuse conditions", REPLACE],
