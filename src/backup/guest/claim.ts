@@ -3,8 +3,8 @@ import { domainWord } from "../base/shell-word.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/documents/job-xml.js";
-import { clientsMustStay } from "../libvirt/fragile-disks.js";
-import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
+import { clientsMustStay, patienceToEnd } from "../libvirt/fragile-disks.js";
+import { busyMessage, JobEnd } from "../libvirt/job-end.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { removeLeftovers } from "../repository/leftovers.js";
@@ -162,30 +162,33 @@ async function endJobIn(
       exportedDisks(each).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (job && worksThere(job)) {
       const isOurs = (backupXml: string): boolean => worksThere(parseBackupJob(backupXml));
-      const ended = libvirt.abortJob(domain, { isKnown: true, isOurs, onWait: onWarning });
+      const patient = libvirt.withPatience(patienceToEnd(domain));
+      const ended = patient.abortJob(domain, { isKnown: true, isOurs, onWait: onWarning });
       await (isDead ? cutOffIfStuck(folder, ended) : ended);
     }
   }
 }
 
 /**
- * The backup job that runs. libvirt is asked again while it is too busy to tell, as after a reset of the
- * guest, and while a job begins, or ends, of which it has no description: a beginning that we no longer
+ * The backup job that runs. libvirt is asked again while it is away, or too busy to tell, as after a reset of
+ * the guest, and while a job begins, or ends, of which it has no description: a beginning that we no longer
  * waited for goes on.
  */
 async function jobToEnd(
   { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,
   onWarning: ClearOptions["onWarning"],
 ): Promise<BackupJob | undefined> {
-  const wait = new JobEnd(undefined, () =>
-    onWarning?.(`libvirt is busy with ${domain.name}: its backup job is ended as soon as it answers`),
-  );
+  // One wait for all: each look is without patience.
+  const now = libvirt.withPatience(0);
+  using end = new JobEnd({ awayMs: patienceToEnd(domain) }, () => onWarning?.(busyMessage(domain.name)));
   for (;;) {
-    const seen = await unlessBusy(libvirt.runningJob(domain));
+    const seen = await end.look(() => now.runningJob(domain));
     if (seen?.backupXml !== undefined) return parseBackupJob(seen.backupXml);
     const isUnclear = seen === undefined || (seen.info?.active && seen.info.operation === "backup");
     if (!isUnclear) return undefined;
-    if (!(await wait.wait(seen))) return await runningBackup(libvirt, domain);
+    if (await end.wait(seen)) continue;
+    if (end.failure !== undefined) throw end.failure;
+    return undefined;
   }
 }
 

@@ -4,19 +4,27 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { JobInfo } from "./job-info.js";
+import { PATIENCE_MS } from "./libvirt-calls.js";
 import { isJobGone } from "./libvirt-errors.js";
 
-/** How long the end of a cancelled job is waited for, in milliseconds. */
+/** How long a job that is to end is waited for, in milliseconds. */
 interface EndPatience {
-  /** While QEMU still works on it, and nothing that libvirt says of it changes. */
+  /** While QEMU still works on it after it was cancelled, and nothing that libvirt says of it changes. */
   readonly stillMs: number;
-  /** Once QEMU has ended it, or while libvirt is too busy to answer, or hangs. */
+  /** Before it is cancelled, once QEMU has ended it, or while libvirt is too busy to answer. */
   readonly libvirtMs: number;
+  /** While libvirt gives no answer at all: it is away, or hangs. */
+  readonly awayMs: number;
+  /** A wait of this length is told. */
+  readonly tellMs: number;
 }
 
-const PATIENCE: EndPatience = { stillMs: 60_000, libvirtMs: 600_000 };
-/** A wait of this length is told. */
-const LONG_MS = 10_000;
+const PATIENCE: EndPatience = {
+  stillMs: 60_000,
+  libvirtMs: 600_000,
+  awayMs: PATIENCE_MS,
+  tellMs: 10_000,
+};
 /** Time between two looks, at first and in a long wait. */
 const POLL_MS = { first: 100, later: 1000 };
 
@@ -32,15 +40,17 @@ type IsOurs = (backupXml: string) => boolean;
 interface JobToEnd {
   /** The name of its domain, for messages. */
   readonly name: string;
+  /** Without patience: a libvirt that is away is waited for here. */
   readonly look: () => Promise<SeenJob>;
   /** Has libvirt cancel whatever job runs. Called again only after a look. */
   readonly cancel: () => Promise<unknown>;
 }
 
 interface EndOptions {
-  readonly patience?: EndPatience;
+  readonly patience?: Partial<EndPatience>;
   readonly isKnown?: boolean;
   readonly isOurs?: IsOurs | undefined;
+  readonly onCancelled?: (() => void) | undefined;
   readonly onWait?: ((message: string) => void) | undefined;
 }
 
@@ -48,40 +58,41 @@ interface EndOptions {
  * Cancels a job and waits until it is gone.
  * @param options see `Libvirt.abortJob`
  * @throws {BackupError} `E_JOB_STUCK`: it no longer moves
+ * @throws {PreconditionError | BackupError} `E_LIBVIRT`, `E_LIBVIRT_TIMEOUT`, `E_DOMAIN_BUSY`: libvirt never
+ *   took the cancelling
  */
 export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> {
-  const { patience, isKnown = false, isOurs, onWait } = options;
-  const end = new JobEnd(patience, () =>
-    onWait?.(
-      `the backup job of ${job.name} was cancelled and takes long to end: it is waited for as long as it moves`,
-    ),
-  );
-  for (let asked = isKnown && (await isCancelled(job)); ; ) {
-    const seen = await unlessBusy(job.look());
+  const { patience, isKnown = false, isOurs, onCancelled, onWait } = options;
+  const { name } = job;
+  using end = new JobEnd(patience, () => onWait?.(end.isCancelled ? slowMessage(name) : busyMessage(name)));
+  const isCancelled = async (): Promise<boolean> => {
+    if (await end.cancel(job.cancel)) onCancelled?.();
+    return end.isCancelled;
+  };
+  if (isKnown) await isCancelled();
+  for (;;) {
+    const seen = await end.look(job.look);
     const state = judgeJob(seen, isOurs);
     if (state === "gone") return;
-    if (!asked && state === "there") {
-      asked = await isCancelled(job);
-      // The job is usually gone once libvirt has answered.
-      if (asked) continue;
-    }
-    if (!(await end.wait(seen))) {
-      const message = `the backup job of ${job.name} was cancelled but doesn't end: \`virsh domjobinfo ${domainWord(job.name)}\` shows it`;
-      throw new BackupError("E_JOB_STUCK", message, { details: { domain: job.name } });
-    }
+    // The job is usually gone once libvirt has answered.
+    if (!end.isCancelled && state === "there" && (await isCancelled())) continue;
+    if (!(await end.wait(seen))) throw end.isCancelled ? stuck(name, end) : (end.failure ?? stuck(name, end));
   }
 }
 
-/** @returns false if libvirt may not have taken it: it was too busy, or did not answer */
-async function isCancelled({ cancel }: JobToEnd): Promise<boolean> {
-  try {
-    return (await unlessBusy(cancel().then(() => true))) ?? false;
-  } catch (error) {
-    // The job may have ended since libvirt was asked.
-    if (isJobGone(error)) return true;
-    if (hasCode(error, "E_LIBVIRT")) return false;
-    throw error;
-  }
+function slowMessage(name: string): string {
+  return `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`;
+}
+
+/** That libvirt doesn't tell of a job, or doesn't take its cancelling. */
+export function busyMessage(name: string): string {
+  return `libvirt is busy with ${name}, or away: its backup job is ended as soon as it answers`;
+}
+
+function stuck(name: string, { isCancelled, failure: cause }: JobEnd): BackupError {
+  const what = isCancelled ? "was cancelled but doesn't end" : "doesn't end and could not be cancelled";
+  const message = `the backup job of ${name} ${what}: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
+  return new BackupError("E_JOB_STUCK", message, { cause, details: { domain: name } });
 }
 
 /**
@@ -117,48 +128,120 @@ function isThat(backupXml: string, isOurs: IsOurs): boolean {
   }
 }
 
+/** A libvirt that is too busy to answer, as it can be while a job ends, or hangs, or is away, may go on. */
+const PASSING = ["E_DOMAIN_BUSY", "E_LIBVIRT", "E_LIBVIRT_TIMEOUT"];
+
 /**
- * The wait for the end of a cancelled backup job. libvirt 9 holds a job for minutes that QEMU has ended, if
- * the guest was reset meanwhile: it waits half a minute for each event of the guest's channels. So the job is
- * waited for as long as it moves.
+ * The wait for the end of a backup job. libvirt 9 holds a job for minutes that QEMU has ended, if the guest
+ * was reset meanwhile: it waits half a minute for each event of the guest's channels. So the job is waited
+ * for as long as it moves. Who gives it up too early disconnects from it, which kills a guest with iothreads
+ * on QEMU 7.2: it stands still only in time in which libvirt answers and shows that nothing has changed.
  */
-export class JobEnd {
+export class JobEnd implements Disposable {
   readonly #patience: EndPatience;
   readonly #onLong: (() => void) | undefined;
   readonly #began = performance.now();
+  readonly #timer: NodeJS.Timeout;
+  #isCancelled = false;
+  #failure: unknown;
+  /** Since when libvirt gives no answer, to whatever it is asked. */
+  #away: number | undefined;
+  /** Since when no look was answered. */
+  #unseen: number | undefined;
+  /** Since when libvirt doesn't take the cancelling. */
+  #untaken: number | undefined;
   #state = "";
-  #changed = performance.now();
+  #stillMs = 0;
   #isTold = false;
 
-  /** @param onLong called once if the wait becomes long */
-  constructor(patience: EndPatience = PATIENCE, onLong?: () => void) {
-    this.#patience = patience;
+  /** @param onLong called once if the wait becomes long, also in the middle of a look */
+  constructor(patience: Partial<EndPatience> = {}, onLong?: () => void) {
+    this.#patience = { ...PATIENCE, ...patience };
     this.#onLong = onLong;
+    this.#timer = setTimeout(() => this.#tell(), this.#patience.tellMs);
   }
 
-  /** @returns false if the job no longer moves */
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+  }
+
+  /** Whether libvirt has taken the cancelling. */
+  get isCancelled(): boolean {
+    return this.#isCancelled;
+  }
+
+  /** Why the last question was not answered; undefined: it was. */
+  get failure(): unknown {
+    return this.#failure;
+  }
+
+  /** @returns undefined if libvirt is too busy to tell, or gives no answer */
+  async look(look: () => Promise<SeenJob>): Promise<SeenJob | undefined> {
+    const asked = performance.now();
+    const seen = await this.#ask(look);
+    this.#unseen = seen === undefined ? (this.#unseen ?? asked) : undefined;
+    return seen;
+  }
+
+  /** @returns false if libvirt may not have taken it: it was too busy, or did not answer */
+  async cancel(cancel: () => Promise<unknown>): Promise<boolean> {
+    const asked = performance.now();
+    const taken = await this.#ask(() =>
+      cancel().then(
+        () => true,
+        (error: unknown) => {
+          // The job may have ended since libvirt was asked.
+          if (isJobGone(error)) return true;
+          throw error;
+        },
+      ),
+    );
+    this.#isCancelled = taken ?? false;
+    this.#untaken = taken ? undefined : (this.#untaken ?? asked);
+    // QEMU begins to end it only now, however long it was seen before.
+    this.#stillMs = 0;
+    return this.#isCancelled;
+  }
+
+  /** @returns false if the job no longer moves, or libvirt was waited for long enough */
   async wait(seen: SeenJob | undefined): Promise<boolean> {
     const now = performance.now();
-    const state = JSON.stringify(seen && [{ ...seen.info, elapsedMs: undefined }, seen.backupXml]) ?? "busy";
-    if (state !== this.#state) this.#changed = now;
-    this.#state = state;
-    const isLibvirts = seen === undefined || seen.info?.scratchUsed === undefined;
-    if (now - this.#changed > this.#patience[isLibvirts ? "libvirtMs" : "stillMs"]) return false;
-    const isLong = now - this.#began > LONG_MS;
-    if (isLong && !this.#isTold) this.#onLong?.();
-    this.#isTold ||= isLong;
-    await sleep(isLong ? POLL_MS.later : POLL_MS.first);
+    const { awayMs, libvirtMs, stillMs, tellMs } = this.#patience;
+    if (now - (this.#away ?? now) > awayMs) return false;
+    if (now - Math.min(this.#unseen ?? now, this.#untaken ?? now) > libvirtMs) return false;
+    if (seen !== undefined) {
+      const state = JSON.stringify([{ ...seen.info, elapsedMs: undefined }, seen.backupXml]);
+      if (state !== this.#state) this.#stillMs = 0;
+      this.#state = state;
+      const isLibvirts = !this.#isCancelled || seen.info?.scratchUsed === undefined;
+      if (this.#stillMs > (isLibvirts ? libvirtMs : stillMs)) return false;
+    }
+    const isLong = now - this.#began > tellMs;
+    if (isLong) this.#tell();
+    const pollMs = isLong ? POLL_MS.later : POLL_MS.first;
+    await sleep(pollMs);
+    // Not by the clock: a host that was suspended meanwhile has not waited.
+    if (seen !== undefined) this.#stillMs += pollMs;
     return true;
   }
-}
 
-/**
- * Resolves with undefined if libvirt was too busy to answer, as it can be while a job ends, or gave no
- * answer in time: a daemon that hangs may go on.
- */
-export async function unlessBusy<T>(answer: Promise<T>): Promise<T | undefined> {
-  return await answer.catch((error: unknown) => {
-    if (hasCode(error, "E_DOMAIN_BUSY") || hasCode(error, "E_LIBVIRT_TIMEOUT")) return undefined;
-    throw error;
-  });
+  async #ask<T>(question: () => Promise<T>): Promise<T | undefined> {
+    const asked = performance.now();
+    try {
+      const answer = await question();
+      this.#failure = undefined;
+      this.#away = undefined;
+      return answer;
+    } catch (error) {
+      if (!PASSING.some((code) => hasCode(error, code))) throw error;
+      this.#failure = error;
+      this.#away = hasCode(error, "E_DOMAIN_BUSY") ? undefined : (this.#away ?? asked);
+      return undefined;
+    }
+  }
+
+  #tell(): void {
+    if (!this.#isTold) this.#onLong?.();
+    this.#isTold = true;
+  }
 }

@@ -61,6 +61,11 @@ export class LibvirtCalls {
     return new LibvirtCalls({ ...this.#options, ...options }, this.#session);
   }
 
+  /** How long a libvirt that doesn't answer is asked again; undefined: nobody said. */
+  get patienceMs(): number | undefined {
+    return this.#options.patienceMs;
+  }
+
   /** Ends the connection, for all that share it. */
   async close(): Promise<void> {
     await this.#session.close();

@@ -21,7 +21,7 @@ import { stateText } from "./domain-state.js";
 import { type Hypervisor, hostOf } from "./hypervisor.js";
 import { endJob } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
-import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
+import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf, PATIENCE_MS } from "./libvirt-calls.js";
 import { errorNumberOf, unlessGone } from "./libvirt-errors.js";
 import { NUMBER } from "./rpc/errors.js";
 import * as flag from "./rpc/flags.js";
@@ -361,19 +361,22 @@ export class Libvirt implements AsyncDisposable {
    * libvirt cancels whatever job runs: one that takes the place of ours between the last look and the
    * cancelling, some milliseconds (or 30 s, if libvirt is busy with the domain), is cancelled for it.
    *
-   * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
+   * @param options.patience how long it may stand still, while QEMU works on it (`stillMs`) and while libvirt
+   *   does (`libvirtMs`), and how long libvirt may be away (`awayMs`; default: its own patience, or 60 s)
    * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
    * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or
    *   returns false for that. Default: any is meant
-   * @param options.onWait called once with a message, if the job takes long to end
+   * @param options.onCancelled called once libvirt has taken the cancelling
+   * @param options.onWait called once with a message, if it takes long (`tellMs`, default 10 s)
    * @throws {BackupError} `E_JOB_STUCK`: it no longer moves
    */
   async abortJob(
     domain: DomainRef,
     options: {
-      readonly patience?: { readonly stillMs: number; readonly libvirtMs: number };
+      readonly patience?: Partial<Record<"stillMs" | "libvirtMs" | "awayMs" | "tellMs", number>>;
       readonly isKnown?: boolean;
       readonly isOurs?: ((backupXml: string) => boolean) | undefined;
+      readonly onCancelled?: (() => void) | undefined;
       readonly onWait?: ((message: string) => void) | undefined;
     } = {},
   ): Promise<void> {
@@ -381,9 +384,10 @@ export class Libvirt implements AsyncDisposable {
     const known = await unlessGone(this.#calls.find(domain));
     if (known === undefined) return;
     // Without patience: if it isn't answered, or not even sent, it is looked again whose job runs then.
-    const cancel = () =>
-      this.#calls.with({ patienceMs: 0 }).ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false });
-    await endJob({ name: known.name, look: () => this.runningJob(known), cancel }, options);
+    const now = this.withPatience(0);
+    const cancel = () => now.calls.ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false });
+    const patience = { awayMs: this.#calls.patienceMs ?? PATIENCE_MS, ...options.patience };
+    await endJob({ name: known.name, look: () => now.runningJob(known), cancel }, { ...options, patience });
   }
 }
 

@@ -184,7 +184,8 @@ async function endJob(
 ): Promise<boolean> {
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
-  // Who interrupts need not wait for a libvirt that is away, unless the guest would not survive it.
+  // Who interrupts this need not wait for a libvirt that is away, unless the guest would not survive it. Who
+  // has interrupted the work before waits a minute for it.
   const signal = isFragile || options.signal?.aborted ? undefined : options.signal;
   const patience = patienceToEnd(view.running ?? { disks: [] });
   const libvirt = source.libvirt.withSignal(signal).withPatience(patience);

@@ -36,6 +36,10 @@ class Saying extends Libvirt {
     this.#said = said;
   }
 
+  override withPatience(): Saying {
+    return this;
+  }
+
   override async runningJob(): Promise<Seen> {
     const seen = this.#said.length > 1 ? this.#said.shift() : this.#said[0];
     if (seen === undefined || seen instanceof Error) throw seen ?? new Error("nothing is scripted");
@@ -91,7 +95,9 @@ it("a libvirt that is busy for long is told of, once", async () => {
     clock.mockRestore();
   }
   const { name } = parseDomain(DOMAIN);
-  expect(warnings).toEqual([`libvirt is busy with ${name}: its backup job is ended as soon as it answers`]);
+  expect(warnings).toEqual([
+    `libvirt is busy with ${name}, or away: its backup job is ended as soon as it answers`,
+  ]);
 });
 
 it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {

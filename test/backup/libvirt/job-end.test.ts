@@ -1,4 +1,5 @@
 /** The end of a job by a libvirt that hangs, loses connections, or reads nothing more. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it, vi } from "vitest";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
@@ -75,11 +76,87 @@ it("a daemon that answers nothing for longer than it is waited for is asked agai
   expect(job.cancelled()).toBe(1);
 });
 
-it("but no longer than the end of a job may take", async () => {
-  await using server = await ScriptedLibvirt.start({ [AUTH_LIST]: () => "silence" });
+it.each([
+  ["it hangs", "E_LIBVIRT_TIMEOUT", () => "silence" as const],
+  ["it is away", "E_LIBVIRT", () => "hang up" as const],
+])("but no longer than a libvirt may be away: %s", async (_, code, say) => {
+  await using server = await ScriptedLibvirt.start({ [AUTH_LIST]: say });
   await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 50 });
-  const patience = { stillMs: 100, libvirtMs: 300 };
-  await expect(libvirt.abortJob(LAB, { patience })).rejects.toMatchObject({ code: "E_JOB_STUCK" });
+  // Nothing was cancelled: the error says what libvirt does.
+  await expect(libvirt.withPatience(300).abortJob(LAB)).rejects.toMatchObject({ code });
+});
+
+it("a wait is told while a look hangs, and not as that for a job that was cancelled", async () => {
+  await using server = await ScriptedLibvirt.start({ [AUTH_LIST]: () => "silence" });
+  await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 1500 });
+  const told: string[] = [];
+  const patience = { awayMs: 100, tellMs: 100 };
+  const ending = libvirt.abortJob(LAB, { patience, onWait: (message) => told.push(message) });
+  const failed = expect(ending).rejects.toMatchObject({ code: "E_LIBVIRT_TIMEOUT" });
+  await expect.poll(() => told).toHaveLength(1);
+  await failed;
+  expect(told).toEqual(["libvirt is busy with lab, or away: its backup job is ended as soon as it answers"]);
+});
+
+/** A job that QEMU works on, and whose description says nothing new. */
+const working = (): XdrWriter =>
+  new XdrWriter().int(2).int(2).string("disk_temp_used").int(2).int(7).string("operation").int(1).int(9);
+const BUSY = { refuse: 68, message: "Timed out during operation: cannot acquire state change lock" };
+/** A job that stands still for longer than this is stuck, and libvirt takes longer to answer. */
+const STILL = { stillMs: 300, libvirtMs: 60_000 };
+const SLOW_MS = 700;
+
+it("time in which libvirt hung in a look is none in which the job stood still", async () => {
+  let looks = 0;
+  const cancelled: number[] = [];
+  await using server = await ScriptedLibvirt.start({
+    [JOB_STATS]: async () => {
+      looks += 1;
+      if (looks === 3 || looks === 4) await sleep(SLOW_MS);
+      return looks > 4 ? none() : working();
+    },
+    [BACKUP_XML]: () => (looks > 4 ? NO_BACKUP : described()),
+    [ABORT]: () => new XdrWriter(),
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = (): void => void cancelled.push(looks);
+  await libvirt.withPatience(30_000).abortJob(LAB, { patience: STILL, onCancelled });
+  expect(looks).toBe(5);
+  expect(cancelled).toEqual([1]);
+});
+
+it("nor is time before libvirt took the cancelling, however often it was asked in vain", async () => {
+  let looks = 0;
+  let asked = 0;
+  const cancelled: number[] = [];
+  await using server = await ScriptedLibvirt.start({
+    [JOB_STATS]: () => {
+      looks += 1;
+      return asked > 3 && looks > 6 ? none() : working();
+    },
+    [BACKUP_XML]: () => (asked > 3 && looks > 6 ? NO_BACKUP : described()),
+    [ABORT]: async () => {
+      asked += 1;
+      if (asked < 4) await sleep(SLOW_MS);
+      return asked < 4 ? BUSY : new XdrWriter();
+    },
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = (): void => void cancelled.push(asked);
+  await libvirt.abortJob(LAB, { patience: STILL, onCancelled });
+  expect(cancelled).toEqual([4]);
+});
+
+it("a cancelling that libvirt never takes ends with libvirt's reason", async () => {
+  await using server = await ScriptedLibvirt.start({
+    [JOB_STATS]: working,
+    [BACKUP_XML]: described,
+    [ABORT]: () => BUSY,
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const patience = { stillMs: 0, libvirtMs: 500 };
+  await expect(libvirt.abortJob(LAB, { patience })).rejects.toMatchObject({ code: "E_DOMAIN_BUSY" });
+  expect(server.calls.filter((call) => call === ABORT).length).toBeGreaterThan(2);
 });
 
 it("a cancelling that was never sent is made again only after another look at whose job runs", async () => {
