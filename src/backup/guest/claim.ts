@@ -163,8 +163,9 @@ async function endJobIn(
     if (job && worksThere(job)) {
       const isOurs = (backupXml: string): boolean => worksThere(parseBackupJob(backupXml));
       const patient = libvirt.withPatience(patienceToEnd(domain));
-      const ended = patient.abortJob(domain, { isKnown: true, isOurs, onWait: onWarning });
-      await (isDead ? cutOffIfStuck(folder, ended) : ended);
+      const end = (onCancelled?: () => void): Promise<void> =>
+        patient.abortJob(domain, { isKnown: true, isOurs, onCancelled, onWait: onWarning });
+      await (isDead ? cutOffIfStuck(folder, end) : end());
     }
   }
 }
@@ -194,12 +195,18 @@ async function jobToEnd(
 
 /**
  * Waits for the end of a job. An ssh connection that a dead backup left on another host is cut only when the
- * job doesn't end: replies that nobody reads keep QEMU 7.2 from ending it, and its guest stands still.
+ * job doesn't end: replies that nobody reads keep QEMU 7.2 from ending it, and its guest stands still. Before
+ * libvirt has taken the cancelling, the job runs, and a client that leaves then kills a guest with iothreads.
  */
-async function cutOffIfStuck(folder: JobFolder, end: Promise<void>): Promise<void> {
-  const timer = setTimeout(() => folder.sever().catch(() => undefined), STUCK_AFTER_MS);
+async function cutOffIfStuck(
+  folder: JobFolder,
+  end: (onCancelled: () => void) => Promise<void>,
+): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
   try {
-    await end;
+    await end(() => {
+      timer = setTimeout(() => folder.sever().catch(() => undefined), STUCK_AFTER_MS);
+    });
   } finally {
     clearTimeout(timer);
   }

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
-import { clearFolder } from "../../../src/backup/guest/claim.js";
+import { claimFolder, clearFolder } from "../../../src/backup/guest/claim.js";
+import { keyOf } from "../../../src/backup/guest/guest.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
@@ -29,11 +30,16 @@ const jobIn = (folder: string): Seen => ({
 /** Says one thing after the other of the job that runs, and the last of them for ever. */
 class Saying extends Libvirt {
   aborts = 0;
+  onAbort: ((onCancelled: (() => void) | undefined) => Promise<void>) | undefined;
   readonly #said: (Seen | Error)[];
 
   constructor(...said: (Seen | Error)[]) {
     super();
     this.#said = said;
+  }
+
+  says(seen: Seen): void {
+    this.#said.splice(0, this.#said.length, seen);
   }
 
   override withPatience(): Saying {
@@ -47,6 +53,7 @@ class Saying extends Libvirt {
   }
 
   override async abortJob(...[, options]: Parameters<Libvirt["abortJob"]>): Promise<void> {
+    await this.onAbort?.(options?.onCancelled);
     const { backupXml = "" } = await this.runningJob();
     if (options?.isOurs?.(backupXml)) this.aborts += 1;
   }
@@ -103,4 +110,41 @@ it("a libvirt that is busy for long is told of, once", async () => {
 it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {
   expect(await aborted(BEGINNING, NONE)).toBe(0);
   expect(await aborted(BEGINNING, jobIn("/elsewhere"))).toBe(0);
+});
+
+it("a connection of a dead backup to a guest with iothreads is cut only once libvirt has cancelled its job", async () => {
+  await using libvirt = new Saying();
+  const repository = await Repository.openOrCreate(join(parent, "repo"), { trusted: true });
+  const usual = parseDomain(DOMAIN);
+  // Of a domain that is off the folder need not be lent to QEMU's user.
+  const domain = {
+    ...usual,
+    id: undefined,
+    disks: usual.disks.map((disk) => ({ ...disk, hasIothread: true })),
+  };
+  const guest = { libvirt, domain, repository, ssh: undefined };
+  const left = JobFolder.at(parent, keyOf(guest));
+  libvirt.says(jobIn(left.path));
+  const sever = vi.spyOn(JobFolder.prototype, "sever").mockResolvedValue();
+  const severed: number[] = [];
+  libvirt.onAbort = async (onCancelled) => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    // The timers of the caller are made meanwhile.
+    await Promise.resolve();
+    vi.advanceTimersByTime(60_000);
+    severed.push(sever.mock.calls.length);
+    onCancelled?.();
+    vi.advanceTimersByTime(2900);
+    severed.push(sever.mock.calls.length);
+    vi.advanceTimersByTime(200);
+    severed.push(sever.mock.calls.length);
+    vi.useRealTimers();
+  };
+  try {
+    await claimFolder(guest, left, {});
+  } finally {
+    vi.useRealTimers();
+    sever.mockRestore();
+  }
+  expect(severed).toEqual([0, 0, 1]);
 });
