@@ -25,6 +25,8 @@ const PATIENCE: EndPatience = {
   awayMs: PATIENCE_MS,
   tellMs: 10_000,
 };
+/** A look at whose job runs is too old after that to cancel it. */
+const CANCEL_WITHIN_MS = 1000;
 /** Time between two looks, at first and in a long wait. */
 const POLL_MS = { first: 100, later: 1000 };
 
@@ -42,8 +44,8 @@ interface JobToEnd {
   readonly name: string;
   /** Without patience: a libvirt that is away is waited for here. */
   readonly look: () => Promise<SeenJob>;
-  /** Has libvirt cancel whatever job runs. Called again only after a look. */
-  readonly cancel: () => Promise<unknown>;
+  /** Has libvirt cancel whatever job runs, or nothing after `sendBefore`. Called again only after a look. */
+  readonly cancel: (sendBefore: number) => Promise<unknown>;
 }
 
 interface EndOptions {
@@ -66,7 +68,7 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
   const { name } = job;
   using end = new JobEnd(patience, () => onWait?.(end.isCancelled ? slowMessage(name) : busyMessage(name)));
   const isCancelled = async (): Promise<boolean> => {
-    if (await end.cancel(job.cancel)) onCancelled?.();
+    if (await end.cancel(() => job.cancel(performance.now() + CANCEL_WITHIN_MS))) onCancelled?.();
     return end.isCancelled;
   };
   if (isKnown) await isCancelled();

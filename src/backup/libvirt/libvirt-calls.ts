@@ -44,7 +44,7 @@ const TIMEOUT_MS = 90_000;
 /** For what libvirt also does by itself when the connection ends. */
 const FAREWELL_MS = 5000;
 
-type Repetition = Pick<CallOptions, "again">;
+type Sending = Pick<CallOptions, "again" | "sendBefore">;
 
 /** Calls to one libvirt: domains found by any name, patience, and typed errors. */
 export class LibvirtCalls {
@@ -127,7 +127,7 @@ export class LibvirtCalls {
     procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
-    options: Repetition = {},
+    options: Sending = {},
   ): Promise<Answer> {
     const found = await this.find(domain);
     return await this.call(procedure, { ...args, domain: found }, nameOf(domain), options);
@@ -176,11 +176,11 @@ export class LibvirtCalls {
     procedure: Procedure<Args, Answer>,
     args: Args,
     about: string,
-    { again }: Repetition = {},
+    sending: Sending = {},
   ): Promise<Answer> {
     const { signal, timeoutMs = TIMEOUT_MS } = this.#options;
     return this.#patiently({ procedure, about }, () =>
-      this.#session.call(procedure, args, { signal, timeoutMs, again }),
+      this.#session.call(procedure, args, { signal, timeoutMs, ...sending }),
     );
   }
 

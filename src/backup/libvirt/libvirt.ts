@@ -385,7 +385,8 @@ export class Libvirt implements AsyncDisposable {
     if (known === undefined) return;
     // Without patience: if it isn't answered, or not even sent, it is looked again whose job runs then.
     const now = this.withPatience(0);
-    const cancel = () => now.calls.ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false });
+    const cancel = (sendBefore: number) =>
+      now.calls.ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false, sendBefore });
     const patience = { awayMs: this.#calls.patienceMs ?? PATIENCE_MS, ...options.patience };
     await endJob({ name: known.name, look: () => now.runningJob(known), cancel }, { ...options, patience });
   }

@@ -159,6 +159,23 @@ it("a cancelling that libvirt never takes ends with libvirt's reason", async () 
   expect(server.calls.filter((call) => call === ABORT).length).toBeGreaterThan(2);
 });
 
+it("a cancelling that had to wait for its connection is made only after another look at whose job runs", async () => {
+  let isTheirs = false;
+  await using server = await ScriptedLibvirt.start({
+    [AUTH_LIST]: async () => {
+      await sleep(1200);
+      isTheirs = true;
+      return new XdrWriter().int(1).int(0);
+    },
+    [JOB_STATS]: running,
+    [BACKUP_XML]: described,
+    [ABORT]: () => new XdrWriter(),
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  await libvirt.abortJob(LAB, { isKnown: true, isOurs: () => !isTheirs });
+  expect(server.calls).toEqual([JOB_STATS, BACKUP_XML]);
+});
+
 it("a cancelling that was never sent is made again only after another look at whose job runs", async () => {
   let asked = 0;
   await using server = await ScriptedLibvirt.start({

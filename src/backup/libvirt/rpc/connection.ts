@@ -37,6 +37,8 @@ export interface CallOptions {
    * before it is made again.
    */
   readonly again?: boolean | undefined;
+  /** A moment of `performance.now()`: later it is not sent any more, but fails with a {@link LateError}. */
+  readonly sendBefore?: number | undefined;
 }
 
 /**
@@ -132,7 +134,7 @@ export class RpcConnection {
   async call<Args, Answer>(
     procedure: Procedure<Args, Answer>,
     args: Args,
-    { signal, timeoutMs, download }: CallOptions,
+    { signal, timeoutMs, download, sendBefore }: CallOptions,
   ): Promise<Answer> {
     signal?.throwIfAborted();
     this.#refuseIfLost();
@@ -152,6 +154,10 @@ export class RpcConnection {
       const slot = this.#slots.take(limit.signal);
       this.#leaveIfStuck();
       await slot;
+      if (sendBefore !== undefined && performance.now() > sendBefore) {
+        this.#slots.give();
+        throw new LateError("what was asked before took too long", { wasSent: false });
+      }
       wasSent = true;
       const answer = await this.#answerTo(procedure, args, { limit: limit.signal, download });
       await download?.bytes;
