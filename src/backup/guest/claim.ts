@@ -4,7 +4,7 @@ import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/documents/job-xml.js";
 import { clientsMustStay, patienceToEnd } from "../libvirt/fragile-disks.js";
-import { busyMessage, JobEnd } from "../libvirt/job-end.js";
+import { busyMessage, JobEnd, jobStuck } from "../libvirt/job-end.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { removeLeftovers } from "../repository/leftovers.js";
@@ -188,8 +188,8 @@ async function jobToEnd(
     const isUnclear = seen === undefined || (seen.info?.active && seen.info.operation === "backup");
     if (!isUnclear) return undefined;
     if (await end.wait(seen)) continue;
-    if (end.failure !== undefined) throw end.failure;
-    return undefined;
+    // It may run, so its clients must not leave it.
+    throw end.failure ?? jobStuck(domain.name, end);
   }
 }
 

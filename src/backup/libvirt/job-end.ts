@@ -78,7 +78,8 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
     if (state === "gone") return;
     // The job is usually gone once libvirt has answered.
     if (!end.isCancelled && state === "there" && (await isCancelled())) continue;
-    if (!(await end.wait(seen))) throw end.isCancelled ? stuck(name, end) : (end.failure ?? stuck(name, end));
+    if (!(await end.wait(seen)))
+      throw end.isCancelled ? jobStuck(name, end) : (end.failure ?? jobStuck(name, end));
   }
 }
 
@@ -91,7 +92,8 @@ export function busyMessage(name: string): string {
   return `libvirt is busy with ${name}, or away: its backup job is ended as soon as it answers`;
 }
 
-function stuck(name: string, { isCancelled, failure: cause }: JobEnd): BackupError {
+/** The error for a job that is given up. */
+export function jobStuck(name: string, { isCancelled, failure: cause }: JobEnd): BackupError {
   const what = isCancelled ? "was cancelled but doesn't end" : "doesn't end and could not be cancelled";
   const message = `the backup job of ${name} ${what}: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
   return new BackupError("E_JOB_STUCK", message, { cause, details: { domain: name } });

@@ -8,6 +8,7 @@ import { claimFolder, clearFolder } from "../../../src/backup/guest/claim.js";
 import { keyOf } from "../../../src/backup/guest/guest.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
+import { JobEnd } from "../../../src/backup/libvirt/job-end.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { DOMAIN } from "../libvirt/dumps.js";
@@ -105,6 +106,19 @@ it("a libvirt that is busy for long is told of, once", async () => {
   expect(warnings).toEqual([
     `libvirt is busy with ${name}, or away: its backup job is ended as soon as it answers`,
   ]);
+});
+
+it("a backup job of which libvirt never tells more is not left by its clients as if there were none", async () => {
+  // Ten minutes of waiting.
+  const wait = vi.spyOn(JobEnd.prototype, "wait").mockResolvedValueOnce(true).mockResolvedValue(false);
+  const removed = vi.spyOn(JobFolder.prototype, "remove");
+  try {
+    await expect(aborted(BEGINNING)).rejects.toMatchObject({ code: "E_JOB_STUCK" });
+    expect(removed).not.toHaveBeenCalled();
+  } finally {
+    wait.mockRestore();
+    removed.mockRestore();
+  }
 });
 
 it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {
