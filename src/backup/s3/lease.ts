@@ -231,7 +231,9 @@ class HeldLease implements Lease {
     const found = await this.#bucket.find(this.#key, { signal });
     if (found?.etag !== this.#etag) return undefined;
     await this.#bucket.put(this.#key, content, { signal });
-    return (await this.#bucket.find(this.#key, { signal }))?.etag;
+    // Another one may have put its own in between, and its ETag is not ours to go on with.
+    const there = await this.#bucket.get(this.#key, MOST_LEASE_BYTES, { signal });
+    return there?.bytes.equals(content) ? there.etag : undefined;
   }
 
   lose(cause?: unknown): void {

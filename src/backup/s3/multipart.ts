@@ -20,7 +20,7 @@ import { isAbsent, reasonOf } from "./errors.js";
 const LOOKS_AFTER_MS = [250, 500, 1_000, 2_000];
 /** How long an upload is tried to be aborted, and then looked after: a backup job waits for it. */
 const ABORT_MS = 10_000;
-/** The same where somebody has given a signal: the store may be why. */
+/** How long it is tried to be aborted where somebody has given a signal: the store may be why. */
 const CLEAR_MS = 3_000;
 
 /** Bytes of another object of the bucket, which the store copies by itself. */

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { thisSystemProcess } from "../../../src/backup/host/process-identity.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
 import { takeLease } from "../../../src/backup/s3/lease.js";
@@ -93,6 +93,24 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await expect(held.confirm()).rejects.toMatchObject({ code: "E_LEASE_LOST" });
     expect(held.lost.aborted).toBe(true);
     await held.release();
+  });
+
+  it("is not renewed with another one's, which was put in the moment of a renewal", TIMED, async () => {
+    const held = await takeLease(mine, KEY, { ...options, abilities: NONE });
+    // The other one's comes between our own and the look after it.
+    const put = mine.put.bind(mine);
+    const between = vi.spyOn(mine, "put").mockImplementation(async (...args) => {
+      const etag = await put(...args);
+      await other.put(KEY, Buffer.from("another"));
+      return etag;
+    });
+    try {
+      await expect.poll(() => held.lost.aborted, { timeout: 2 * TERM }).toBe(true);
+    } finally {
+      between.mockRestore();
+    }
+    await held.release();
+    expect((await other.get(KEY, 1000))?.bytes.toString()).toBe("another");
   });
 
   it("is never given back later than it is held, nor another one's", TIMED, async () => {
