@@ -2,6 +2,7 @@
 // A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have:
 // with nothing under way any more.
 import { readdirSync, readlinkSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 
 /** What is under way for so long after a command has done its work would keep its process from ending. */
 const LONGEST_END_MS = 60_000;
@@ -12,6 +13,8 @@ const LONGEST_END_MS = 60_000;
 const MOST_IDLE_TIMES = 30;
 
 const bin = new URL("../../dist/bin/", import.meta.url);
+/** The built program's own files. */
+const code = fileURLToPath(bin);
 const script = readdirSync(bin).find((name) => /^command-line-.+\.js$/.test(name));
 // All of them count as under way from now on, also those that no command has used yet.
 const streams = [process, process.stdin, process.stdout, process.stderr];
@@ -34,14 +37,16 @@ function underWay() {
 
 /**
  * The descriptors of this process for files, without the one by which the folder is read: that is closed by
- * then. A connection to a store that is idle ends with its process, and counts as under way if it is not.
+ * then. A connection to a store that is idle ends with its process, and counts as under way if it is not. Of
+ * a thread that is terminated while it loads its code, Node itself leaves the file of that code open.
  */
 function descriptors() {
   const folder = "/proc/self/fd";
   return readdirSync(folder).flatMap((fd) => {
     try {
       const target = readlinkSync(`${folder}/${fd}`);
-      return target.startsWith("socket:") ? [] : [`descriptor ${fd} (${target})`];
+      const isNoMatter = target.startsWith("socket:") || target.startsWith(code);
+      return isNoMatter ? [] : [`descriptor ${fd} (${target})`];
     } catch {
       return [];
     }
