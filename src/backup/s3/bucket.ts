@@ -4,7 +4,7 @@
  * in parts (part-layout.ts, filled-buffer.ts, multipart.ts; composed-layout.ts, part-object.ts, copies-parts.ts
  * and copied-bounds.ts for a very large one), and assembly.ts makes one of ranges of others. probe.ts finds
  * out what a store can do, lease.ts lets one write, lifecycle.ts has old uploads ended. Below them all are
- * asker.ts, address.ts, client.ts, opening.ts, patience.ts, etags.ts and errors.ts.
+ * asker.ts, address.ts, client.ts with request-handler.ts, opening.ts, patience.ts, etags.ts and errors.ts.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
  * it is compared with what was asked for, and bounded.

@@ -4,6 +4,7 @@ import { Agent as TlsAgent } from "node:https";
 import { S3Client, type S3ClientConfig } from "@aws-sdk/client-s3";
 import { UsageError } from "../base/errors.js";
 import { AWS_ENDPOINT, plainEndpoint, type S3Address } from "./address.js";
+import { RequestHandler } from "./request-handler.js";
 
 // It would write a warning to standard error with older versions of Node, once a process.
 process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
@@ -46,13 +47,13 @@ export async function clientFor(address: S3Address, idleMs = IDLE_MS): Promise<S
     responseChecksumValidation: "WHEN_REQUIRED",
     followRegionRedirects: true,
     forcePathStyle: address.pathStyle ?? (!isAws || !isHostName(address.bucket)),
-    requestHandler: {
+    requestHandler: new RequestHandler({
       connectionTimeout: CONNECT_MS,
       socketTimeout: idleMs,
       httpAgent: new PlainAgent(agent),
       httpsAgent: new TlsAgent({ ...agent, ca: await trustedRoots() }),
       logger: SILENT,
-    },
+    }),
     logger: SILENT,
   };
   if (isAws) config.ignoreConfiguredEndpointUrls = true;

@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { GetObjectCommand } from "@aws-sdk/client-s3";
 import { afterAll, afterEach, beforeAll, expect, it, vi } from "vitest";
 import { OTHER } from "../../../bench/ceph.js";
 import type { S3Address } from "../../../src/backup/s3/address.js";
@@ -283,5 +284,26 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     line.fault = () => undefined;
     for await (const { key } of bucket.list("probe/")) await bucket.remove([key]);
     expect(await collect(bucket.pendingUploads("probe/"))).toEqual([]);
+  });
+
+  it("is not waited for when it answers with little", async () => {
+    const endpoint = store.endpoint;
+    using bucket = await Bucket.open(address("small/", { endpoint }));
+    await bucket.put("small/object", Buffer.from("small"));
+    const kept = store.client();
+    const ours: number[] = [];
+    const others: number[] = [];
+    for (let reads = 0; reads < 10; reads += 1) {
+      const began = performance.now();
+      await bucket.get("small/object", 10);
+      const between = performance.now();
+      const { Body } = await kept.send(new GetObjectCommand({ Bucket: "backups", Key: "small/object" }));
+      await Body?.transformToByteArray();
+      ours.push(between - began);
+      others.push(performance.now() - between);
+    }
+    // Over a connection that was used before, Ceph holds a small body back for 40 ms.
+    const usual = others.sort((a, b) => a - b)[5] ?? 0;
+    expect(Math.min(...ours)).toBeLessThan(usual / 2);
   });
 });
