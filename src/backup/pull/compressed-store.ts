@@ -34,12 +34,20 @@ export interface ImageCompression {
    * @internal
    */
   readonly workers?: CompressThreads | undefined;
-  /** Bytes of all buffers that hold segments; default 12 MiB. */
+  /** Bytes of all buffers that hold segments; default 12 MiB, or 8 without a method. */
   readonly bufferBytes?: number | undefined;
 }
 
 /** Enough for four segments in flight, four being compressed and four that wait. */
-export const BUFFER_BYTES = 12 * 1024 * 1024;
+const BUFFER_BYTES = 12 * 1024 * 1024;
+/** The same where none is compressed: a thread has soon done with one. */
+const PLAIN_BUFFER_BYTES = 8 * 1024 * 1024;
+
+/** Bytes of all buffers that hold segments, unless told otherwise. @param method undefined: none is compressed */
+export function bufferBytesFor(method: CompressionMethod | undefined): number {
+  return method === undefined ? PLAIN_BUFFER_BYTES : BUFFER_BYTES;
+}
+
 /** One being read, one being compressed, one that waits for its turn. */
 const LEAST_BUFFERS = 3;
 
@@ -89,7 +97,7 @@ export class CompressedStore implements ImageStore {
     this.#options = options;
     this.#ownWorkers = compress.workers ? undefined : new CompressThreads();
     this.#workers = compress.workers ?? (this.#ownWorkers as CompressThreads);
-    const count = Math.floor((compress.bufferBytes ?? BUFFER_BYTES) / segmentBytes);
+    const count = Math.floor((compress.bufferBytes ?? bufferBytesFor(compress.method)) / segmentBytes);
     this.#buffers = new BufferPool(segmentBytes, Math.max(LEAST_BUFFERS, count));
   }
 

@@ -9,7 +9,7 @@ import { DigestThreads } from "../digest/digest-threads.js";
 import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
 import { sha256OfFile } from "../host/plain-files.js";
-import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
+import { bufferBytesFor, type ImageCompression } from "../pull/compressed-store.js";
 import { leftHeaderOf } from "../pull/left-header.js";
 import type { JournalTarget } from "../pull/left-journal.js";
 import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
@@ -330,7 +330,7 @@ function compressionOf(
   workers: CompressThreads,
   atOnce: number,
 ): ImageCompression {
-  return { method, workers, bufferBytes: BUFFER_BYTES / atOnce };
+  return { method, workers, bufferBytes: bufferBytesFor(method) / atOnce };
 }
 
 /**
