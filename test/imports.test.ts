@@ -156,7 +156,9 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/nbd\/(client|queries)\./],
   [/^src\/nbd\/(changes|piece-reads)\./],
   [/^src\/nbd\/flush-doubts\./],
-  [/^src\/nbd\/(block-status|map-limits|range|pool|losses|outage|same-server|guarded-sink|refusal)\./],
+  [
+    /^src\/nbd\/(block-status|map-limits|range|pool|open-connection|losses|outage|same-server|guarded-sink|refusal)\./,
+  ],
   [/^src\/nbd\/connection\./],
   [/^src\/nbd\/(dial|exchange|heeding)\./],
   [/^src\/nbd\/(negotiate|settings|socket|tls|export-info)\./],

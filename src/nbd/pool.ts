@@ -2,13 +2,12 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { abortable, aborted, anySignal } from "./abort.js";
-import { Connection } from "./connection.js";
-import { dial } from "./dial.js";
+import type { Connection } from "./connection.js";
 import { ConnectionError, MetaContextError, wasNeverSent } from "./errors.js";
 import { difference, type ExportInfo } from "./export-info.js";
 import { isChange, isHopeless, isLoss, WATCHED_LOSSES } from "./losses.js";
 import type { MapLimits } from "./map-limits.js";
-import { negotiate } from "./negotiate.js";
+import { openConnection } from "./open-connection.js";
 import { Outage } from "./outage.js";
 import { SameServer } from "./same-server.js";
 import type { NbdEvent, Reconnect, Settings } from "./settings.js";
@@ -382,21 +381,4 @@ export class Pool {
   #tell(event: NbdEvent): void {
     queueMicrotask(() => this.#settings.onEvent(event));
   }
-}
-
-async function openConnection(
-  settings: Settings,
-  signal: AbortSignal | undefined,
-  stop?: AbortSignal,
-): Promise<Connection> {
-  const { address, secure, metaContexts, optionalContexts, listContexts } = settings;
-  const wish = {
-    exportName: address.exportName,
-    tls: secure !== undefined,
-    metaContexts,
-    optionalContexts,
-    listContexts,
-  };
-  const { transport, result, rest } = await dial({ ...settings, signal, stop }, negotiate(wish));
-  return new Connection(transport, result, rest, settings);
 }

@@ -17,12 +17,36 @@ export interface Reading {
 /** Opens the domain's folder as it is now; undefined: it is gone. */
 export type OpenDomain = () => Promise<StoredFolder | undefined>;
 
+/** What a reader needs of a domain in a folder of this machine. */
+interface ReadFolder {
+  /** Opens the domain's folder for the reader's mark, for which a prune waits; undefined: there is none. */
+  readonly hold: () => Promise<HeldFolder | undefined>;
+  readonly open: OpenDomain;
+  /** Finishes what a prune has left that died while it published. */
+  readonly finishPrune: () => Promise<void>;
+}
+
+/** A reader of a domain in a folder of this machine. Finishes first a prune that died while it published. */
+export async function readingInFolder(
+  domain: string,
+  { hold, open, finishPrune }: ReadFolder,
+): Promise<Reading> {
+  for (;;) {
+    const folder = await hold();
+    // Nothing can be read there, and nothing pruned.
+    if (!folder) return { assertUnpruned: async () => undefined, release: async () => undefined };
+    const reading = await readingUnlessPublishing(domain, folder, open);
+    if (reading) return reading;
+    await finishPrune();
+  }
+}
+
 /**
  * A reader who has a mark, for which a prune waits.
  * @param folder of the domain; closed with the reading, or if there is none
  * @returns undefined if a prune died while it published: it has to be finished first
  */
-export async function readingUnlessPublishing(
+async function readingUnlessPublishing(
   domain: string,
   folder: HeldFolder,
   open: OpenDomain,

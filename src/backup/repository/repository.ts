@@ -42,13 +42,7 @@ import {
   pointNamesIn,
 } from "./pending-point.js";
 import { MANIFEST, readManifest, readManifests } from "./read-manifest.js";
-import {
-  type OpenDomain,
-  type Reading,
-  readingInStore,
-  readingUnlessPublishing,
-  whileReading,
-} from "./reading.js";
+import { type OpenDomain, type Reading, readingInFolder, readingInStore, whileReading } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
 import { toldOnce } from "./unsafe-store.js";
@@ -218,15 +212,10 @@ export class Repository {
   async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
     const open: OpenDomain = () => this.openDomain(domain);
     if (this.#store) return await readingInStore(this.#store, folderNameOf(domain), open);
-    for (;;) {
-      const folder = await this.holdDomain(domain);
-      // Nothing can be read there, and nothing pruned.
-      if (!folder) return { assertUnpruned: async () => undefined, release: async () => undefined };
-      const reading = await readingUnlessPublishing(domain, folder, open);
-      if (reading) return reading;
-      // This finishes the prune, whoever began it: the journal is checked like everything that is read.
-      await writeInFolder(this.path, domain, async () => undefined, { signal });
-    }
+    const hold = (): Promise<HeldFolder | undefined> => this.holdDomain(domain);
+    // Whoever began the prune: the journal is checked like everything that is read.
+    const finishPrune = () => writeInFolder(this.path, domain, async () => undefined, { signal });
+    return await readingInFolder(domain, { hold, open, finishPrune });
   }
 
   /**
