@@ -18,7 +18,7 @@ const RUN_BY: Readonly<Record<string, string>> = {
   "docs/operations.md": "test/libvirt/documents.test.ts",
   "docs/recipes.md": "test/libvirt/documents.test.ts",
   "docs/repository-format.md": "test/libvirt/documents.test.ts",
-  "docs/stores.md": "test/interop/stores.test.ts",
+  "docs/stores.md": "test/interop/store-reading.test.ts",
 };
 
 /** What a heading is called in a link. */

@@ -78,9 +78,7 @@ async function expectCopy(to: string, chain: MemoryChain, wanted: readonly strin
   if (!point) throw new Error(`there is no point ${newest}`);
   const how = { diskName: "vda", targetPath: path, format: "raw", force: true, sync: false } as const;
   await restoreDisk({ repository, point, ...how });
-  const expected = join(chain.folder, "expected.raw");
-  await writeFile(expected, await chain.contentOf(newest));
-  await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", path, expected]);
+  await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", path, await chain.rawFile(newest)]);
 }
 
 describeWith(["qemu-img"], "a copy in a folder", () => {

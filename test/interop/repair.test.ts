@@ -5,6 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
+import { type Repaired, repaired } from "../support/repaired.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 40 * CLUSTER + 512;
@@ -61,19 +62,8 @@ async function contentOf(point: number): Promise<Buffer> {
   return Buffer.from((await chain.contents.get(ids[point] ?? "")?.read(0, SIZE)) ?? []);
 }
 
-interface Repaired {
-  readonly mended: readonly { point: string; what: string; guestOffset?: number; from: string }[];
-  readonly left: readonly { point: string; severity: string; guestOffset?: number }[];
-  readonly unrestorable: readonly { id: string }[];
-}
-
-async function repair(code: number, ...more: readonly string[]): Promise<Repaired> {
-  const ran = await run("repair", "--json", ...more);
-  expect([ran.code, ran.stderr]).toEqual([code, ""]);
-  const [domain] = (ran.json() as { domains: Repaired[] }).domains;
-  if (!domain) throw new Error("nothing was told of the domain");
-  return domain;
-}
+const repair = (code: number, ...more: readonly string[]): Promise<Repaired> =>
+  repaired(code, chain.repository.path, ...more);
 
 /** Offsets in the file of the first refcount block, of the end of the file, and of the refcount table. */
 async function refcountsOf(path: string): Promise<{ block: number; end: number; table: number }> {

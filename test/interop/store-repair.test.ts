@@ -11,6 +11,7 @@ import { repairPoints } from "../../src/backup/repair/repair.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { type Repaired, repaired } from "../support/repaired.js";
 import { StoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
@@ -21,13 +22,6 @@ const KILL_ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "0");
 const DIE = fileURLToPath(new URL("../support/repair-and-die.mjs", import.meta.url));
 /** The step at which a kill leaves most to do. */
 const HARDEST = "replaced vda.qcow2";
-
-interface Repaired {
-  readonly mended: readonly { point: string; what: string; guestOffset?: number; from: string }[];
-  readonly cleared: readonly { point: string; objects: number; uploads: number; noted: boolean }[];
-  readonly left: readonly { point: string; severity: string; guestOffset?: number }[];
-  readonly unrestorable: readonly { id: string }[];
-}
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object store", () => {
   let lab: StoreLab;
@@ -73,14 +67,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     return bytes;
   }
 
-  async function repair(code: number, address: string, ...more: readonly string[]): Promise<Repaired> {
-    const ran = await nbdpull("repair", address, "--json", ...more);
-    expect([ran.code, ran.stderr]).toEqual([code, ""]);
-    const [domain] = (ran.json() as { domains: Repaired[] }).domains;
-    if (!domain) throw new Error("nothing was told of the domain");
-    return domain;
-  }
-
   it("mends clusters and refcounts, and takes from the living disk what no point has", async () => {
     const address = await copyOf("mended");
     const [full, increment] = [keyOf("mended", 0), keyOf("mended", 1)];
@@ -89,7 +75,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     const table = Number(image.readBigUInt64BE(48));
     await flip(full, Number(image.readBigUInt64BE(table)) + 21);
     const more = await flip(increment, CLUSTER + 5);
-    const done = await repair(3, address);
+    const done = await repaired(3, address);
     expect(done.mended).toMatchObject([
       { point: idOf(0), what: "refcounts" },
       { point: idOf(0), what: "cluster", guestOffset: 3 * CLUSTER, from: `point ${idOf(2)}` },
@@ -98,7 +84,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     expect(done.left).toMatchObject([{ point: idOf(1), severity: "damage", guestOffset: CLUSTER }]);
     expect(done.unrestorable).toMatchObject([{ id: idOf(1) }]);
     expect((await lab.read(full)).equals(image)).toBe(true);
-    const living = await repair(0, address, NAME, "--from", `vda=${chain.uri}`);
+    const living = await repaired(0, address, NAME, "--from", `vda=${chain.uri}`);
     expect(living.mended).toMatchObject([{ point: idOf(1), guestOffset: CLUSTER, from: "the living disk" }]);
     expect((await lab.read(increment)).equals(more)).toBe(true);
     expect(await lab.left("mended")).toEqual([]);
@@ -114,7 +100,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     image.writeBigUInt64BE(image.readBigUInt64BE(24) + 1024n, 24);
     await lab.put(full, image);
     await lab.remove(keyOf("headless", 2, "vda.digests"));
-    const { mended, unrestorable } = await repair(3, address);
+    const { mended, unrestorable } = await repaired(3, address);
     expect(mended).toMatchObject([{ point: idOf(2), what: "digests" }]);
     expect(unrestorable).toMatchObject([{ id: idOf(0) }, { id: idOf(1) }]);
     expect((await lab.read(full)).equals(image)).toBe(true);
@@ -133,10 +119,10 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     await lab.put(other, "another program copies a point there");
     const cleared = [{ point: idOf(1), objects: 1, uploads: 1, noted: false }];
     const there = await lab.keys("digests/");
-    const dry = await repair(3, address, "--dry-run");
+    const dry = await repaired(3, address, "--dry-run");
     expect((await lab.keys("digests/")).sort()).toEqual(there.sort());
     expect(await lab.left("digests")).toHaveLength(2);
-    const done = await repair(0, address);
+    const done = await repaired(0, address);
     expect(dry).toMatchObject({ cleared, mended: done.mended });
     expect(done.cleared).toEqual(cleared);
     expect(done.mended).toMatchObject([
@@ -176,7 +162,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     await lab.remove(live);
     expect(await lab.half("lied")).toEqual([keyOf("lied", 0, ".damage.json")]);
     expect((await lab.read(keyOf("lied", 0))).equals(damaged)).toBe(true);
-    expect((await repair(0, address)).mended).toHaveLength(1);
+    expect((await repaired(0, address)).mended).toHaveLength(1);
     expect((await lab.read(keyOf("lied", 0))).equals(image)).toBe(true);
   });
 
@@ -221,7 +207,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     expect(await spared([2], ...from)).toEqual([0, 1]);
     lab.line.fault = () => undefined;
     await lab.remove(live(2));
-    await repair(0, address);
+    await repaired(0, address);
     for (const [i, key] of damaged.entries())
       expect((await lab.read(key)).equals(images[i] as Buffer)).toBe(true);
     expect(await lab.left("spared")).toEqual([]);
@@ -261,7 +247,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     lab.line.fault = () => undefined;
     await lab.remove(live);
     await lab.put(keyOf("unread", 1, "point.json"), manifest);
-    await repair(0, address);
+    await repaired(0, address);
     expect((await lab.read(keyOf("unread", 0))).equals(image)).toBe(true);
   });
 
@@ -314,7 +300,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
     lab.line.fault = () => undefined;
     expect((await lab.read(Key)).equals(damaged)).toBe(true);
     await flip(Key, 39 * MiB);
-    expect((await repair(0, address)).mended).toMatchObject([{ guestOffset: 20 * MiB, from: "zeroes" }]);
+    expect((await repaired(0, address)).mended).toMatchObject([{ guestOffset: 20 * MiB, from: "zeroes" }]);
     expect((await lab.read(Key)).equals(image)).toBe(true);
     expect(await lab.left("raw")).toEqual([]);
   });
@@ -339,7 +325,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
         for (const { guestOffset } of findings) expect([3 * CLUSTER, 20 * MiB]).toContain(guestOffset);
         if (id !== idOf(0)) expect(findings).toEqual([]);
       }
-      await repair(0, address);
+      await repaired(0, address);
       expect(await lab.left(name)).toEqual([]);
       expect((await lab.read(keyOf(name, 0))).equals(image)).toBe(true);
       expect(await lab.keys(`${name}/${NAME}/2`)).toHaveLength(9);

@@ -1,17 +1,9 @@
 /** Points written to an object store: Ceph, with qemu-img as the judge of what lies there. */
 import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import {
-  DeleteObjectCommand,
-  ListObjectVersionsCommand,
-  PutObjectLockConfigurationCommand,
-} from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
-import { forgetBeside, noteBeside } from "../../src/backup/live/beside-point.js";
-import type { PruneResult } from "../../src/backup/prune/prune-options.js";
-import { forgetLive, noteLive } from "../../src/backup/repository/live-note.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
@@ -39,17 +31,6 @@ describeWith(
       await lab.begin();
     });
 
-    /** Holds every point of what was copied to a folder against what the disk was. */
-    async function judge(path: string, chain: MemoryChain): Promise<void> {
-      for (const { id } of chain.points) {
-        const expected = join(lab.folder, `${id}.raw`);
-        await writeFile(expected, await chain.contentOf(id));
-        const image = join(path, NAME, id, "vda.qcow2");
-        await execa("qemu-img", ["check", image]);
-        await execa("qemu-img", ["compare", "-f", "qcow2", "-F", "raw", image, expected]);
-      }
-    }
-
     /** A full point and increments, of a disk that ends inside a sector. */
     async function newChain(path?: string, size = 40 * MiB + 577): Promise<MemoryChain> {
       const chain = await MemoryChain.start(size, path);
@@ -76,7 +57,7 @@ describeWith(
         const verified = await nbdpull("verify", address, "--json");
         expect(verified).toMatchObject({ code: 0 });
         const path = await lab.download("taken");
-        await judge(path, chain);
+        await chain.expectStock(path);
         expect(await nbdpull("verify", path)).toMatchObject({ code: 0 });
         // Zeroes take no room.
         const full = join(path, NAME, chain.points[0]?.id ?? "", "vda.qcow2");
@@ -106,7 +87,7 @@ describeWith(
         expect(await nbdpull("copy", one, two, "--create", "--json")).toMatchObject({ code: 0 });
         expect(await lab.left("copied")).toEqual([]);
         const path = await lab.download("copied/two");
-        await judge(path, chain);
+        await chain.expectStock(path);
         await execa("diff", [
           "-r",
           "-x",
@@ -146,6 +127,32 @@ describeWith(
         expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
       });
 
+      it("have a time mended that was of a wrong clock", async () => {
+        const address = await lab.upload(chain.repository.path, "clock");
+        const key = `clock/${NAME}/${chain.points[0]?.id}/point.json`;
+        const manifest = JSON.parse((await lab.read(key)).toString()) as object;
+        await lab.put(
+          key,
+          JSON.stringify({ ...manifest, createdAt: "1999-01-01T00:00:00.000Z", other: "kept" }),
+        );
+        const reading = await (await Repository.open(address)).beginReading(NAME);
+        const ran = await nbdpull("points", address, "--fix-clock", "--json");
+        expect(ran).toMatchObject({ code: 0 });
+        expect(ran.json()).toMatchObject({
+          mended: [{ id: chain.points[0]?.id, was: "1999-01-01T00:00:00.000Z" }],
+        });
+        const mended = (await nbdpull("points", address, "--json")).json() as { createdAt: string }[];
+        expect(Date.now() - Date.parse(mended[0]?.createdAt ?? "")).toBeLessThan(3_600_000);
+        const now = (await lab.read(key)).toString();
+        expect(now).toContain('"other": "kept"');
+        // Nobody's bytes have changed, until an image is replaced.
+        await reading.assertUnpruned();
+        await lab.put(key, JSON.stringify({ ...(JSON.parse(now) as object), revision: "of a merge" }));
+        await expect(reading.assertUnpruned()).rejects.toMatchObject({ code: "E_PRUNED_MEANWHILE" });
+        await reading.release();
+        expect(await lab.keys("clock/").then((all) => all.filter((each) => each.includes("/.")))).toEqual([]);
+      });
+
       it("that are damaged are left out, and nothing of them lies there", async () => {
         await using damaged = await chain.copy();
         const path = join(damaged.repository.path, NAME, damaged.points[0]?.id ?? "", "vda.qcow2");
@@ -162,178 +169,6 @@ describeWith(
         expect(ran).toMatchObject({ code: 3 });
         expect(statesOf(ran)).toEqual(["damaged", "damaged", "damaged"]);
         expect(await lab.keys(`left-out/${NAME}/`)).toEqual([]);
-      });
-    });
-
-    describe("a prune", () => {
-      const prune = async (address: string, ...more: readonly string[]) =>
-        await nbdpull("prune", address, "--keep-last", "2", "--json", ...more);
-      const actionsOf = (ran: { json(): unknown }): string[] =>
-        (ran.json() as { domains: PruneResult[] }).domains[0]?.points.map(({ action }) => action) ?? [];
-
-      /** Two chains: a full point with an increment, and another. */
-      async function twoChains(address: string): Promise<MemoryChain> {
-        const chain = await MemoryChain.start(12 * MiB, address);
-        for (const round of [1, 2]) {
-          chain.disk.write(round * MiB, noise(3 * MiB, round));
-          await chain.take({ full: true, digests: "sha256", granularity: 4096 });
-          chain.disk.write(round * 2 * MiB, noise(MiB, round + 4));
-          await chain.take({ digests: "sha256", granularity: 4096 });
-        }
-        return chain;
-      }
-
-      it("removes chains that nothing kept is based on, and goes on with what a killed one has left", async () => {
-        const address = lab.address("pruned");
-        await using chain = await twoChains(address);
-        const dry = await prune(address, "--dry-run");
-        expect(actionsOf(dry)).toEqual(["drop", "drop", "keep", "keep"]);
-        let deleted = 0;
-        lab.line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
-        const pruning = startNbdpull(["prune", address, "--keep-last", "2"]);
-        await expect.poll(() => deleted).toBeGreaterThan(2);
-        pruning.kill("SIGKILL");
-        await pruning.ended;
-        lab.line.fault = () => undefined;
-        expect(await lab.left("pruned")).not.toEqual([]);
-        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-        expect(actionsOf(await prune(address))).toEqual(["drop", "keep", "keep"]);
-        expect(await lab.left("pruned")).toEqual([]);
-        for (const { id } of chain.points.slice(0, 2))
-          expect(await lab.keys(`pruned/${NAME}/${id}`)).toEqual([]);
-        chain.points.splice(0, 2);
-        await judge(await lab.download("pruned"), chain);
-      });
-
-      it("keeps a point that a guest runs on, also one that begins while points are removed", async () => {
-        const address = lab.address("lived");
-        await using chain = await twoChains(address);
-        const [base = "", lived = ""] = chain.points.map(({ id }) => id);
-        const guest = { uuid: "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11", disks: "/var/lib/libvirt/images" };
-        const begin = async (): Promise<void> => {
-          await using records = await chain.repository.holdRecords(NAME, lived);
-          await noteLive(records, guest);
-        };
-        const notes = `lived/${NAME}/${lived}/.live.`;
-        let begun: Promise<void> | undefined;
-        lab.line.fault = ({ method, url }) => {
-          if (method !== "PUT" || begun || !url.includes(`.${lived}.partial`)) return undefined;
-          begun = begin();
-          return { answer: 503, code: "SlowDown" };
-        };
-        const refused = await prune(address);
-        expect(refused).toMatchObject({ code: 4 });
-        expect(refused.stdout + refused.stderr).toContain("E_LIVE");
-        await begun;
-        lab.line.fault = () => undefined;
-        expect(await lab.left("lived")).toEqual([expect.stringContaining(notes)]);
-        const kept = (await prune(address)).json() as { domains: PruneResult[] };
-        expect(kept.domains[0]?.points).toMatchObject([
-          { id: base, action: "keep", reasons: [`${lived} is based on it`] },
-          { id: lived, action: "keep", reasons: ["a guest runs on it"] },
-          { action: "keep" },
-          { action: "keep" },
-        ]);
-        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-        await using records = await chain.repository.holdRecords(NAME, lived);
-        await forgetLive(records, guest.uuid);
-        expect(actionsOf(await prune(address))).toEqual(["drop", "drop", "keep", "keep"]);
-        // One that comes too late is told, and leaves nothing.
-        await expect(begin()).rejects.toMatchObject({ code: "E_MANIFEST" });
-        expect(await lab.keys(`lived/${NAME}/${lived}`)).toEqual([]);
-      });
-
-      it("has no guest begin on a point while nobody knows whether a prune removes it", async () => {
-        const address = lab.address("unsure");
-        await using chain = await MemoryChain.start(MiB, address);
-        await chain.take({ full: true });
-        const id = chain.points[0]?.id ?? "";
-        const warnings: string[] = [];
-        const interrupt = new AbortController();
-        const repository = await Repository.open(address, { signal: interrupt.signal });
-        const beside = {
-          ...{ repository, domain: NAME },
-          onEvent: ({ message }: { readonly message: string }) => void warnings.push(message),
-        };
-        const state = { point: id, domain: { name: "guest", uuid: "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11" } };
-        const record = `unsure/${NAME}/${id}/.live.${state.domain.uuid}.json`;
-        const begin = (hasRun: boolean): Promise<void> =>
-          noteBeside(beside, state, {
-            ...{ place: "/var/lib/libvirt/images", hasRun },
-            server: { assertUnpruned: async () => undefined },
-          });
-        const records = (): Promise<string[]> => lab.keys(`unsure/${NAME}/${id}/.live.`);
-
-        // Who may only read restores all the same.
-        lab.line.breakFirst(9, /^PUT .*\.live\./, { answer: 403, code: "AccessDenied" });
-        await begin(false);
-        expect(warnings.splice(0)).toEqual([expect.stringContaining("can't be noted")]);
-        lab.line.breakFirst(9, /^GET .*\.partial/, { answer: 400, code: "InvalidRequest" });
-        await expect(begin(false)).rejects.toMatchObject({ code: "E_S3_FAILED" });
-        await forgetBeside(beside, state);
-        expect(await records()).toEqual([]);
-
-        const Key = `unsure/${NAME}/.${id}.partial`;
-        const note = JSON.stringify({ state: "removing", nonce: "of a prune that sleeps" });
-        await lab.put(Key, note);
-        const now = performance.now.bind(performance);
-        let slept = 0;
-        const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + slept);
-        try {
-          const aMinute = ({ url }: { readonly url: string }): undefined => {
-            if (url.includes(".partial")) slept += 61_000;
-          };
-          lab.line.fault = aMinute;
-          await expect(begin(false)).rejects.toMatchObject({
-            name: "PreconditionError",
-            code: "E_BEING_REMOVED",
-          });
-          expect(await records()).toEqual([]);
-          await lab.put(record, "{}");
-          await begin(true);
-          expect(warnings.splice(0)).toEqual([expect.stringContaining("is being removed by a prune")]);
-          expect(await records()).toEqual([record]);
-        } finally {
-          clock.mockRestore();
-        }
-
-        interrupt.abort(new Error("interrupted"));
-        await forgetBeside(beside, state);
-        expect(warnings).toEqual([]);
-        expect(await records()).toEqual([]);
-      });
-
-      it("tells until when a bucket with object lock keeps what was removed", async () => {
-        const Bucket = await lab.makeBucket("locked", { ObjectLockEnabledForBucket: true });
-        await lab.client.send(
-          new PutObjectLockConfigurationCommand({
-            Bucket,
-            ObjectLockConfiguration: {
-              ObjectLockEnabled: "Enabled",
-              Rule: { DefaultRetention: { Mode: "GOVERNANCE", Days: 3 } },
-            },
-          }),
-        );
-        const address = lab.address("here", Bucket);
-        // Ceph takes no notice of conditions there, so each lease takes two seconds.
-        await using chain = await MemoryChain.start(MiB, address);
-        for (const _ of [1, 2, 3]) await chain.take({ full: true });
-        const ran = await prune(address);
-        expect(ran).toMatchObject({ code: 0 });
-        const day = new Date(Date.now() + 3 * 86_400_000).toISOString().slice(0, 10);
-        expect(ran.stdout + ran.stderr).toContain(`can't be deleted before ${day}`);
-        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-
-        // As after a break-in: what was hidden comes back.
-        const { DeleteMarkers = [] } = await lab.client.send(
-          new ListObjectVersionsCommand({ Bucket, Prefix: "here/" }),
-        );
-        for (const { Key, VersionId, IsLatest } of DeleteMarkers) {
-          if (IsLatest) await lab.client.send(new DeleteObjectCommand({ Bucket, Key, VersionId }));
-        }
-        const restored = await nbdpull("verify", address, "--json");
-        expect(restored).toMatchObject({ code: 0 });
-        expect((restored.json() as { points: unknown[] }).points).toHaveLength(3);
       });
     });
 

@@ -8,6 +8,7 @@ import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type TakenPoint, takePoint } from "../../src/backup/take/take-point.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
+import { qemuImg } from "./qemu-nbd.js";
 
 const BITMAP = "since";
 /** Some tests let others write to the repository, and take points all the same. */
@@ -143,6 +144,22 @@ export class MemoryChain implements AsyncDisposable {
     const bytes = Buffer.from(await frozen.read(0, frozen.size));
     this.#bytes.set(id, bytes);
     return bytes;
+  }
+
+  /** The path of a raw file that has the bytes of a point. */
+  async rawFile(id: string): Promise<string> {
+    const path = join(this.folder, `${id}.raw`);
+    await writeFile(path, await this.contentOf(id));
+    return path;
+  }
+
+  /** Holds the images of points in the folder of a repository against what the disk was, by stock QEMU. */
+  async expectStock(repository: string, ids = this.points.map(({ id }) => id)): Promise<void> {
+    for (const id of ids) {
+      const image = join(repository, MemoryChain.domain, id, "vda.qcow2");
+      await qemuImg("check", image);
+      await qemuImg("compare", "-f", "qcow2", "-F", "raw", image, await this.rawFile(id));
+    }
   }
 
   /** Changes the manifest of a point, as another version or an older state of it would have it. */

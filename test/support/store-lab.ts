@@ -1,6 +1,6 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import {
   CopyObjectCommand,
   CreateBucketCommand,
@@ -117,6 +117,16 @@ export class StoreLab implements AsyncDisposable {
       const Key = key.replace(repository, to);
       const CopySource = `${from}/${key}`;
       await this.client.send(new CopyObjectCommand({ Bucket: this.bucket, Key, CopySource }));
+    }
+    return this.address(to);
+  }
+
+  /** Puts a repository of a folder there, as another program would. @returns its address */
+  async upload(folder: string, to: string): Promise<string> {
+    for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
+      if (!entry.isFile()) continue;
+      const path = join(entry.parentPath, entry.name);
+      await this.put(`${to}/${relative(folder, path)}`, await readFile(path));
     }
     return this.address(to);
   }
