@@ -1,12 +1,13 @@
-import { createHash } from "node:crypto";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
+import { removeLab } from "../support/libvirt-daemon.js";
+import { describeWithLibvirt, Lab, stateOf, virsh } from "../support/libvirt-lab.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { readingGuest } from "../support/reading-guest.js";
+import { changeStoredDefinition } from "../support/stored-definition.js";
 
 const MiB = 1024 * 1024;
 /** What no host has, and what stands in for it where nothing has it. */
@@ -26,21 +27,9 @@ let folder: string;
 let repo: string;
 const names: string[] = [];
 
-/** Changes the definition in the only point, as if it came from another host. */
-async function changeStoredXml(change: (xml: string) => string): Promise<void> {
-  const [point = ""] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
-  const place = join(repo, lab.domain, point);
-  const xml = change(await readFile(join(place, "domain.xml"), "utf8"));
-  await writeFile(join(place, "domain.xml"), xml);
-  const manifest = JSON.parse(await readFile(join(place, "point.json"), "utf8")) as {
-    files: Record<string, unknown>[];
-  };
-  const sha256 = createHash("sha256").update(xml).digest("hex");
-  const files = manifest.files.map((file) =>
-    file["role"] === "definition" ? { ...file, length: Buffer.byteLength(xml), sha256 } : file,
-  );
-  await writeFile(join(place, "point.json"), JSON.stringify({ ...manifest, files }));
-}
+/** As if the only point came from another host. */
+const changeStoredXml = (change: (xml: string) => string): Promise<void> =>
+  changeStoredDefinition(repo, lab.domain, change);
 
 await describeWithLibvirt("a machine that comes from another host", () => {
   beforeAll(async () => {
@@ -72,11 +61,7 @@ await describeWithLibvirt("a machine that comes from another host", () => {
     );
   });
   afterAll(async () => {
-    for (const name of names) {
-      await virsh("destroy", name).catch(() => undefined);
-      await virsh("undefine", name).catch(() => undefined);
-      await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
-    }
+    for (const name of names) await removeLab(name);
     await lab[Symbol.asyncDispose]();
     await rm(folder, { recursive: true, force: true });
   });
@@ -87,8 +72,6 @@ await describeWithLibvirt("a machine that comes from another host", () => {
     const to = ["--to", join(folder, name), `--define=${name}`, "--trust-definition"];
     return { name, args: ["restore", repo, lab.domain, "--json", ...to, ...more] };
   };
-  const state = async (name: string): Promise<string> =>
-    (await virsh("domstate", "--reason", name).catch(() => "unknown")).trim();
   const wantedIn = (lacks: unknown): string[] => (lacks as { wanted: string }[]).map(({ wanted }) => wanted);
 
   function expectAdapted(adapted: unknown): void {
@@ -120,7 +103,7 @@ await describeWithLibvirt("a machine that comes from another host", () => {
     const { definition } = ran.json() as { definition: { adapted: unknown } };
     expectAdapted(definition.adapted);
     await virsh("start", plain.name);
-    expect(await state(plain.name)).toBe("running (booted)");
+    expect(await stateOf(plain.name)).toBe("running (booted)");
     // The guest still has its two cards and drives.
     const xml = await virsh("dumpxml", plain.name);
     expect(xml.match(/<interface /g)).toHaveLength(2);
@@ -134,7 +117,7 @@ await describeWithLibvirt("a machine that comes from another host", () => {
     expect(lived.stderr).toMatch(
       /adapted to this host: machine type pc-q35-[\d.]+ instead of machine type pc-q35-99\.0/,
     );
-    expect(await state(live.name)).toBe("running (booted)");
+    expect(await stateOf(live.name)).toBe("running (booted)");
     await virsh("destroy", live.name);
   });
 

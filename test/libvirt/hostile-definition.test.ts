@@ -1,11 +1,11 @@
 /** Somebody who can write to the repository changes the definition of a point, and root restores it. */
-import { createHash } from "node:crypto";
-import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
 import { nbdpull, type Ran } from "../support/nbdpull.js";
+import { changeStoredDefinition } from "../support/stored-definition.js";
 
 /** What the attacker would like to have in the guest. */
 const STRANGE = /shadow|\/dev\/vda["']|was-here|dir=["']\/etc/;
@@ -41,21 +41,8 @@ afterEach(async () => {
   await rm(flag, { force: true });
 });
 
-/** Changes the stored definition, and the manifest with it: nothing in a point is signed. */
-async function forge(change: (xml: string) => string): Promise<void> {
-  const [point = "none"] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
-  const at = join(repo, lab.domain, point);
-  const xml = change(await readFile(join(at, "domain.xml"), "utf8"));
-  await writeFile(join(at, "domain.xml"), xml);
-  const manifest = JSON.parse(await readFile(join(at, "point.json"), "utf8")) as {
-    files: Record<string, unknown>[];
-  };
-  const sha256 = createHash("sha256").update(xml).digest("hex");
-  const files = manifest.files.map((file) =>
-    file["role"] === "definition" ? { ...file, length: Buffer.byteLength(xml), sha256 } : file,
-  );
-  await writeFile(join(at, "point.json"), JSON.stringify({ ...manifest, files }));
-}
+const forge = (change: (xml: string) => string): Promise<void> =>
+  changeStoredDefinition(repo, lab.domain, change);
 
 const addDevices =
   (devices: string) =>

@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,6 +6,11 @@ import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
+import {
+  changeFilesOfManifest,
+  changeStoredDefinition,
+  fileOfOnlyPoint,
+} from "../support/stored-definition.js";
 
 const MiB = 1024 * 1024;
 
@@ -73,37 +77,9 @@ async function edited(change: (xml: string) => string): Promise<string> {
   return file;
 }
 
-/** A file of the only point. */
-async function storedFile(name: string): Promise<string> {
-  const [point] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
-  return join(repo, lab.domain, point ?? "none", name);
-}
-
-/** Changes the stored definition and its record in the manifest, as if libvirt had reported it so. */
-async function changeStoredXml(change: (xml: string) => string): Promise<void> {
-  const path = await storedFile("domain.xml");
-  const xml = change(await readFile(path, "utf8"));
-  await writeFile(path, xml);
-  await changeFilesOfManifest((file) =>
-    file["role"] === "definition"
-      ? [
-          {
-            ...file,
-            length: Buffer.byteLength(xml),
-            sha256: createHash("sha256").update(xml).digest("hex"),
-          },
-        ]
-      : [file],
-  );
-}
-
-type FileRecord = Record<string, unknown>;
-
-async function changeFilesOfManifest(change: (file: FileRecord) => FileRecord[]): Promise<void> {
-  const path = await storedFile("point.json");
-  const manifest = JSON.parse(await readFile(path, "utf8")) as { files: FileRecord[] };
-  await writeFile(path, JSON.stringify({ ...manifest, files: manifest.files.flatMap(change) }));
-}
+const storedFile = (name: string): Promise<string> => fileOfOnlyPoint(repo, lab.domain, name);
+const changeStoredXml = (change: (xml: string) => string): Promise<void> =>
+  changeStoredDefinition(repo, lab.domain, change);
 
 /** Adds devices that connect to the outside; the lab's own domain has none. */
 async function addDevices(): Promise<void> {
@@ -212,7 +188,7 @@ await describeWithLibvirt("restore --define", () => {
     await rm(await storedFile("domain.xml"));
     const lost = await restore("--to", to, "--define");
     expect([lost.code, lost.json()]).toMatchObject([3, { error: { code: "E_DAMAGED" } }]);
-    await changeFilesOfManifest(() => []);
+    await changeFilesOfManifest(repo, lab.domain, () => []);
     const unknown = await restore("--to", to, "--define");
     expect([unknown.code, unknown.json()]).toMatchObject([4, { error: { code: "E_NO_DEFINITION" } }]);
     expect(await readdir(folder)).not.toContain("restored");

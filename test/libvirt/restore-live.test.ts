@@ -1,82 +1,36 @@
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdir, open, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, type Running, startNbdpull } from "../support/nbdpull.js";
+import { describeWithLibvirt, LAB_DISKS, type Lab, stateOf, virsh } from "../support/libvirt-lab.js";
+import { LiveLab } from "../support/live-lab.js";
+import { finished, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
-import { COUNTER_OFFSET, READ_STEP, readingGuest } from "../support/reading-guest.js";
+import { COUNTER_OFFSET, READ_STEP } from "../support/reading-guest.js";
 
-const MiB = 1024 * 1024;
 /** Slower than the guest reads. */
 const SLOWLY = ["--limit-rate", "64K"];
 
+let live: LiveLab;
 let lab: Lab;
-let folder: string;
-let repo: string;
-/** The point that the guest starts from, and one whose definition can't be started. */
-let [point, unstartable] = ["", ""];
+let [folder, repo, point, unstartable] = ["", "", "", ""];
 let isOldQemu = false;
-const names: string[] = [];
-const running: Running[] = [];
-
-async function take(): Promise<string> {
-  const ran = await nbdpull("backup", lab.domain, "--to", repo, "--json");
-  expect(ran.stderr).toBe("");
-  return (ran.json() as { id: string }).id;
-}
 
 await describeWithLibvirt("a guest that runs from a point", () => {
   beforeAll(async () => {
     isOldQemu = (await virsh("version")).includes("QEMU 7.2.");
-    // The guest reads half a MiB a second, and must not come to the end before it is stopped.
-    lab = await Lab.start({ sizes: { vda: 32 * MiB, vdb: 3 * MiB } });
-    folder = await mkdtemp(join(tmpdir(), "nbdpull-at-once-"));
-    // QEMU's user has to get to the disks.
-    await chmod(folder, 0o755);
-    repo = join(folder, "repo");
-    await lab.write("vda", 0, 32 * MiB, 0x11);
-    await lab.write("vdb", MiB, MiB, 0x22);
-    await lab.powerOff();
-    const sector = join(folder, "sector");
-    await writeFile(sector, readingGuest());
-    await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
-    await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
-    point = await take();
-    const card = "<interface type='user'><model type='nbdpull-none'/></interface>";
-    const screen = "<video><model type='vga'/></video>";
-    await lab.redefine((xml) => xml.replace("</devices>", `${card}${screen}</devices>`));
-    unstartable = await take();
+    live = await LiveLab.start();
+    ({ lab, folder, repo, point, unstartable } = live);
   });
   afterAll(async () => {
-    for (const run of running) run.kill("SIGKILL");
-    for (const name of names) {
-      await virsh("destroy", name).catch(() => undefined);
-      await virsh("undefine", name).catch(() => undefined);
-      await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
-    }
-    await lab[Symbol.asyncDispose]();
-    await rm(folder, { recursive: true, force: true });
+    await live?.[Symbol.asyncDispose]();
   });
 
-  const newName = (suffix: string): string => {
-    // Another one when the test is repeated.
-    const name = `${lab.domain}-${suffix}${names.length}`;
-    names.push(name);
-    return name;
-  };
   const args = (name: string, at: string, ...more: readonly string[]): string[] => {
     const to = ["--at", at, "--to", join(folder, name), `--define=${name}`, "--live"];
     return ["restore", repo, lab.domain, "--json", ...to, ...more];
   };
-  const start = (...all: Parameters<typeof args>): Running => {
-    const run = startNbdpull(args(...all));
-    running.push(run);
-    return run;
-  };
-  const state = async (name: string): Promise<string> =>
-    (await virsh("domstate", "--reason", name).catch(() => "unknown")).trim();
+  const start = (...all: Parameters<typeof args>): Running => live.begin(args(...all));
   /**
    * QEMU 7.2.22 crashes now and then when a read of a backing file fails while it is pulled. No other may.
    */
@@ -85,14 +39,14 @@ await describeWithLibvirt("a guest that runs from a point", () => {
   const isNote = (name: string): boolean => name.startsWith(".live.");
 
   it("has the guest run at once and fills its disks, goes on after kill -9 and after the host's end, and needs nobody then", async () => {
-    const name = newName("live");
+    const name = live.newName("live");
     // The guest stops, and sees no error, when it reads what is not there yet.
     const stopped = async (): Promise<string> => {
       const first = start(name, point, ...SLOWLY);
-      await expect.poll(() => state(name)).toBe("running (booted)");
+      await expect.poll(() => stateOf(name)).toBe("running (booted)");
       first.kill("SIGKILL");
-      await expect.poll(() => state(name)).not.toMatch(/^running/);
-      return await state(name);
+      await expect.poll(() => stateOf(name)).not.toMatch(/^running/);
+      return await stateOf(name);
     };
     let found = await stopped();
     for (let again = 0; again < 3 && isQemusCrash(found); again += 1) found = await stopped();
@@ -109,16 +63,16 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       { id: unstartable, action: "keep" },
     ];
     expect(pruned.json()).toMatchObject({ domains: [{ points: kept }] });
-    const others = await nbdpull(...args(newName("other"), point, "--to", join(folder, name)));
+    const others = await nbdpull(...args(live.newName("other"), point, "--to", join(folder, name)));
     expect([others.code, others.json()]).toMatchObject([4, { error: { code: "E_LIVE_STATE" } }]);
 
     let second = start(name, point, ...SLOWLY, "--resume");
-    await expect.poll(() => state(name)).not.toMatch(/^paused/);
-    for (let again = 0; again < 3 && isQemusCrash(await state(name)); again += 1) {
+    await expect.poll(() => stateOf(name)).not.toMatch(/^paused/);
+    for (let again = 0; again < 3 && isQemusCrash(await stateOf(name)); again += 1) {
       second.kill("SIGKILL");
       await second.ended;
       second = start(name, point, ...SLOWLY, "--resume");
-      await expect.poll(() => state(name)).toMatch(/^running/);
+      await expect.poll(() => stateOf(name)).toMatch(/^running/);
     }
     const twice = await nbdpull(...args(name, point, "--resume"));
     expect([twice.code, twice.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
@@ -134,7 +88,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       disks: LAB_DISKS.map((disk) => ({ disk })),
     });
 
-    expect(await state(name)).toMatch(/^running/);
+    expect(await stateOf(name)).toMatch(/^running/);
     expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
     expect(await virsh("dumpxml", "--inactive", name)).not.toMatch(/protocol='nbd'|policy|backingStore/);
     expect(await notes()).toEqual([]);
@@ -207,7 +161,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       const script = section.split("\n").flatMap((line) => /^ {4}(.*)/.exec(line)?.[1] ?? []);
       expect(script.length).toBeGreaterThan(10);
       expect(script.join("\n")).not.toMatch(/nbdpull|node/);
-      const name = newName(title.startsWith("Copy") ? "copied" : "byhand");
+      const name = live.newName(title.startsWith("Copy") ? "copied" : "byhand");
       const to = join(folder, name);
       const env = {
         REPO: repo,
@@ -219,7 +173,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       };
       const bash = ["-eu", "-o", "pipefail", "-c", script.join("\n")];
       await execa("bash", ["--norc", ...bash], { env: { ...env, LC_ALL: "C" }, extendEnv: false });
-      expect(await state(name)).toBe("running (booted)");
+      expect(await stateOf(name)).toBe("running (booted)");
       expect(await virsh("dumpxml", "--inactive", name)).not.toMatch(/protocol='nbd'|policy/);
       await expect.poll(() => written(name)).toBeGreaterThan(1);
       await virsh("destroy", name);
@@ -234,7 +188,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
   }
 
   it("runs side by side with others of the same point, but never twice as one machine", async () => {
-    const [one, other] = [newName("one"), newName("other")];
+    const [one, other] = [live.newName("one"), live.newName("other")];
     const killed = start(one, point, ...SLOWLY);
     const goesOn = finished(start(other, point, "--limit-rate", "4M"));
     // The guest is past its BIOS.
@@ -250,7 +204,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       [one, other],
     ] as const) {
       const wrong = await nbdpull(...args(name, point, "--resume", "--to", join(folder, to)));
-      expect([wrong.code, await state(other)]).toEqual([4, "running (booted)"]);
+      expect([wrong.code, await stateOf(other)]).toEqual([4, "running (booted)"]);
     }
     expect((await nbdpull(...args(one, point, "--resume"))).code).toBe(0);
     expect(await notes()).toEqual([]);
@@ -261,7 +215,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     }
 
     await virsh("undefine", lab.domain, "--checkpoints-metadata");
-    names.push(lab.domain);
+    live.endWith(lab.domain);
     const again = (to: string): string[] => {
       const same = [
         "--at",
@@ -289,7 +243,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
   });
 
   it("leaves nothing if the guest can't be started, nor of one that was killed before it could run", async () => {
-    const name = newName("never");
+    const name = live.newName("never");
     const to = join(folder, name);
     const nothing = await nbdpull(...args(name, unstartable, "--resume"));
     expect([nothing.code, nothing.json()]).toMatchObject([4, { error: { code: "E_NOTHING_TO_RESUME" } }]);
@@ -317,105 +271,29 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     ]);
     expect(ran.stderr).toContain("nbdpull-none");
     expect(await readdir(to)).toEqual(["others"]);
-    expect(await state(name)).toBe("unknown");
+    expect(await stateOf(name)).toBe("unknown");
     expect((await readdir(join(repo, lab.domain, unstartable))).filter(isNote)).toEqual([]);
     const odd = await nbdpull("restore", repo, lab.domain, "--to", to, "--live");
     expect(odd.code).toBe(2);
     expect((await nbdpull("restore", repo, lab.domain, "--to", to, "--resume")).code).toBe(2);
   });
 
-  it("is rehearsed without cards, and nothing stays of it but what came of it, also after kill -9", async () => {
-    const [work, metrics] = [join(folder, "work"), join(folder, "nbdpull.prom")];
-    await mkdir(work);
-    const rehearsal = (...more: readonly string[]): string[] => {
-      const all = ["--work", work, "--metrics", metrics, "--json", ...more];
-      return ["rehearse", repo, lab.domain, "--at", unstartable, ...all];
-    };
-    const inWork = async (): Promise<string[]> => (await readdir(work)).sort();
-    const agent = await nbdpull(...rehearsal());
-    expect([agent.code, agent.json()]).toMatchObject([4, { error: { code: "E_REHEARSAL" } }]);
-
-    // What a killed one leaves is removed by the next.
-    const killed = startNbdpull(rehearsal("--expect", "serial:never"));
-    running.push(killed);
-    await expect.poll(inWork).toHaveLength(1);
-    const [left = ""] = await inWork();
-    names.push(left);
-    await expect.poll(() => state(left)).toBe("running (booted)");
-    killed.kill("SIGKILL");
-    await killed.ended;
-    const up = await nbdpull(
-      ...rehearsal("--expect", "serial:\\.\\.\\.", "--memory", "16M", "--pictures", folder),
-    );
-    expect([up.code, up.stderr]).toEqual([0, ""]);
-    expect(up.json()).toMatchObject([{ domain: lab.domain, point: unstartable, cameUp: true }]);
-    // QEMU makes a PNG since 7.1, and a PPM before.
-    const [picture = ""] = (await readdir(folder)).filter((each) => each.startsWith(`${lab.domain}.p`));
-    const signature = picture.endsWith(".png") ? "\x89PNG" : "P6\n";
-    expect((await readFile(join(folder, picture))).toString("latin1").startsWith(signature)).toBe(true);
-    expect([await state(left), await inWork()]).toEqual(["unknown", []]);
-    expect(await readFile(metrics, "utf8")).toMatch(/nbdpull_rehearsal_success\{.*\} 1/);
-    expect(await rehearsed()).toMatchObject({ cameUp: true, sign: "serial \\.\\.\\." });
-
-    let silent = await nbdpull(...rehearsal("--expect", "serial:never", "--within", "1"));
-    // A slow machine may not have come to the guest within a second.
-    for (const within of ["5", "25"]) {
-      if (saidBy(silent) === "")
-        silent = await nbdpull(...rehearsal("--expect", "serial:never", "--within", within));
-    }
-    expect([silent.code, silent.json()]).toMatchObject([
-      3,
-      [{ cameUp: false, said: [expect.stringContaining(".")] }],
-    ]);
-    const refused = await nbdpull(...rehearsal("--expect", "serial:never", "--network", "nbdpull-none"));
-    expect([refused.code, refused.json()]).toMatchObject([4, { error: { code: "E_REHEARSAL" } }]);
-    expect(refused.stderr).toMatch(/nbdpull-none.*net-list/);
-    expect(await inWork()).toEqual([]);
-    // Those of tests beside this one come and go.
-    for (const name of (await virsh("list", "--all", "--name")).split("\n")) {
-      if (!name.startsWith("nbdpull-rehearsal")) continue;
-      expect(await virsh("dumpxml", name).catch(() => "")).not.toContain(work);
-    }
-    expect(await readFile(metrics, "utf8")).toMatch(/nbdpull_rehearsal_success\{.*\} 0/);
-    expect(await rehearsed()).toMatchObject({
-      cameUp: false,
-      reason: expect.stringContaining("did not say"),
-    });
-    // The note is no part of what is proven.
-    expect((await nbdpull("verify", repo, lab.domain, "--at", unstartable)).code).toBe(0);
-  });
-
-  /** What a guest has said that was not taken for up. */
-  function saidBy(ran: Ran): string {
-    const [told] = ran.json() as { said?: readonly string[] }[];
-    return told?.said?.join("") ?? "";
-  }
-
-  async function rehearsed(): Promise<unknown> {
-    const all = (await nbdpull("points", repo, lab.domain, "--json")).json() as {
-      id: string;
-      rehearsed: unknown;
-    }[];
-    return all.find(({ id }) => id === unstartable)?.rehearsed;
-  }
-
   it("names a damaged place, which stops no guest with --salvage, and waits until it is written over", async () => {
-    const name = newName("hurt");
+    const name = live.newName("hurt");
     const damaged = 32 * READ_STEP;
     await using image = await open(join(repo, lab.domain, point, "vda.qcow2"), "r+");
     const { host } = await hostOffset(join(repo, lab.domain, point, "vda.qcow2"), damaged);
     await image.write(Buffer.from("damaged"), 0, 7, host);
     const said = join(folder, `${name}.said`);
     const inside = ["bash", "-c", 'exec "$0" "$@" 2> "$SAID"'];
-    const run = startNbdpull(args(name, point, "--no-start", "--salvage"), { inside, env: { SAID: said } });
-    running.push(run);
-    await expect.poll(() => state(name)).toBe("shut off (unknown)");
+    const run = live.begin(args(name, point, "--no-start", "--salvage"), { inside, env: { SAID: said } });
+    await expect.poll(() => stateOf(name)).toBe("shut off (unknown)");
     await virsh("start", name);
     const device = "/machine/peripheral/virtio-disk0/virtio-backend";
     // What lies before that is filled.
     const begun = async (): Promise<string> => {
       await expect.poll(() => allocated(name)).toBeGreaterThan(24 * READ_STEP);
-      return await state(name);
+      return await stateOf(name);
     };
     // QEMU has come to the place before the guest writes over it.
     await expect.poll(() => readFile(said, "utf8")).toContain(`offset ${damaged}`);
@@ -446,7 +324,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
 
     expect((await nbdpull("verify", repo, lab.domain, "--at", point)).code).toBe(3);
-    const unmade = newName("refused");
+    const unmade = live.newName("refused");
     const refused = await nbdpull(...args(unmade, point));
     expect([refused.code, refused.json()]).toMatchObject([3, { error: { restorable: [unstartable] } }]);
     expect(await readdir(folder)).not.toContain(unmade);

@@ -308,6 +308,11 @@ export async function virsh(...args: readonly string[]): Promise<string> {
   return (await execa("virsh", ["-c", "qemu:///system", ...args], { env: { LC_ALL: "C" } })).stdout;
 }
 
+/** The state of a domain with its reason, as virsh tells it; `unknown`: there is no such domain. */
+export async function stateOf(domain: string): Promise<string> {
+  return (await virsh("domstate", "--reason", domain).catch(() => "unknown")).trim();
+}
+
 /**
  * Runs a qemu-io command inside QEMU, on a disk of the guest. The monitor does not return the outcome: QEMU
  * prints it on its standard output, so it is read from the domain's log.
