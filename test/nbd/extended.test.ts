@@ -3,8 +3,8 @@ import { describe, expect, it } from "vitest";
 import { MemoryDisk, NbdClient, NbdServer, type StatusExtent } from "../../src/nbd/index.js";
 import { CHUNK, COMMAND, COMMAND_FLAG, ERRNO, OPTION, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { collect } from "../support/collect.js";
+import { recording } from "../support/mock-handshakes.js";
 import {
-  COMMON_FLAGS,
   dataAt,
   errorPayload,
   extendedChunk,
@@ -111,14 +111,7 @@ describe("extended headers", () => {
 
   it("are requested first, then structured replies", async () => {
     const options: number[] = [];
-    await using mock = await MockServer.start(async (peer) => {
-      await handshake(peer, {
-        flags: COMMON_FLAGS,
-        protocol: "structured",
-        onOption: (option) => options.push(option),
-      });
-      await peer.gone();
-    });
+    await using mock = await MockServer.start(recording(options));
     await using client = await NbdClient.connect(mock.uri);
     expect(client.export.protocol).toBe("structured");
     expect(options).toEqual([OPTION.EXTENDED_HEADERS, OPTION.STRUCTURED_REPLY, OPTION.GO]);

@@ -1,4 +1,4 @@
-import { createServer } from "node:net";
+import { createServer, type ListenOptions, type Server } from "node:net";
 import { describe, expect, it } from "vitest";
 import { NbdClient } from "../../src/nbd/index.js";
 import { OPTION, OPTION_ERROR } from "../../src/nbd/wire/constants.js";
@@ -160,25 +160,26 @@ describe("EXPORT_NAME", () => {
 });
 
 describe("an address", () => {
+  /** Nobody who speaks NBD, so a client that has found its way there says so. */
+  async function sshServer(where: ListenOptions): Promise<Server> {
+    const server = createServer((socket) => socket.end("SSH-2.0-OpenSSH and much more"));
+    await new Promise<void>((resolve) => server.listen(where, resolve));
+    return server;
+  }
+
   it("may be an abstract socket", async () => {
     const name = `nbd-client-test-${process.pid}-${Date.now()}`;
-    const server = createServer((socket) => socket.end("SSH-2.0-OpenSSH and much more"));
-    await new Promise<void>((resolve) => server.listen(`\0${name}`, resolve));
-    const failure = await NbdClient.connect(`nbd+unix:///?socket=%00${name}`, FAST).catch(
-      (error: unknown) => error,
-    );
-    expect(failure).toMatchObject({ code: "NBD_NOT_NBD" });
-    await new Promise((resolve) => server.close(resolve));
+    await using _server = await sshServer({ path: `\0${name}` });
+    const failure = NbdClient.connect(`nbd+unix:///?socket=%00${name}`, FAST);
+    await expect(failure).rejects.toMatchObject({ code: "NBD_NOT_NBD" });
   });
 
   it("may have its host overridden", async () => {
-    const server = createServer((socket) => socket.end("SSH-2.0-OpenSSH and much more"));
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    await using server = await sshServer({ port: 0, host: "127.0.0.1" });
     const address = server.address();
     const port = typeof address === "object" && address !== null ? address.port : 0;
     const failure = NbdClient.connect(`nbd://host.invalid:${port}/`, { ...FAST, hostOverride: "127.0.0.1" });
     await expect(failure).rejects.toMatchObject({ code: "NBD_NOT_NBD" });
-    await new Promise((resolve) => server.close(resolve));
   });
 
   it.each([

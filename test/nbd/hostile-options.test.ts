@@ -231,17 +231,9 @@ describe("meta contexts", () => {
 
   it("that are mandatory and missing end the negotiation in good manners", async () => {
     const options: number[] = [];
-    const script: Script = async (peer) => {
-      peer.send(greeting());
-      await peer.receive(4);
-      while (true) {
-        const { option, data } = await peer.option();
-        options.push(option);
-        if (option === OPTION.ABORT) return;
-        peer.send(...answer(option, data, {}));
-      }
-    };
-    expect(await connectTo(script, { metaContexts: ["a:a"] })).toMatchObject({ missing: ["a:a"] });
+    expect(await connectTo(recording(options), { metaContexts: ["a:a"] })).toMatchObject({
+      missing: ["a:a"],
+    });
     expect(options.at(-1)).toBe(OPTION.ABORT);
     expect(options).not.toContain(OPTION.GO);
   });

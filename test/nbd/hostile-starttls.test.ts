@@ -4,8 +4,8 @@ import { Duplex } from "node:stream";
 import { TLSSocket } from "node:tls";
 import { describe, expect, it } from "vitest";
 import { OPTION } from "../../src/nbd/wire/constants.js";
-import { ack, answering, answeringUpTo, connectTo } from "../support/mock-handshakes.js";
-import { answer, greeting, type Script } from "../support/mock-server.js";
+import { ack, answering, answeringUpTo, connectTo, recording } from "../support/mock-handshakes.js";
+import { greeting, type Script } from "../support/mock-server.js";
 import { describeWith } from "../support/tools.js";
 import { makeAuthority, makeFolder } from "./servers.js";
 
@@ -15,17 +15,10 @@ describe("STARTTLS", () => {
 
   it("is requested before anything else, and nothing else follows a refusal", async () => {
     const options: number[] = [];
-    const script: Script = async (peer) => {
-      peer.send(greeting());
-      await peer.receive(4);
-      while (true) {
-        const { option, data } = await peer.option();
-        options.push(option);
-        if (option === OPTION.ABORT) return;
-        peer.send(...answer(option, data, {}));
-      }
-    };
-    expect(await connectTo(script, TLS)).toMatchObject({ name: "TlsError", code: "NBD_TLS_REFUSED" });
+    expect(await connectTo(recording(options), TLS)).toMatchObject({
+      name: "TlsError",
+      code: "NBD_TLS_REFUSED",
+    });
     expect(options[0]).toBe(OPTION.STARTTLS);
     expect(options).not.toContain(OPTION.GO);
   });

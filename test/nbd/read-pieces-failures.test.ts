@@ -2,30 +2,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { ConnectionError, NbdClient } from "../../src/nbd/index.js";
 import { CHUNK, ERRNO } from "../../src/nbd/wire/constants.js";
-import {
-  data,
-  end,
-  FRAGMENTED,
-  hole,
-  PROTOCOL,
-  type Reply,
-  replying,
-  whole,
-} from "../support/mock-replies.js";
-import {
-  COMMON_FLAGS,
-  chunk,
-  type ExportFacts,
-  errorPayload,
-  simpleReply,
-  statusPayload,
-  u64,
-} from "../support/mock-server.js";
+import { data, end, FRAGMENTED, hole, type Reply, replying, whole } from "../support/mock-replies.js";
+import { COMMON_FLAGS, chunk, errorPayload, simpleReply, u64 } from "../support/mock-server.js";
 import { PieceCollector } from "../support/piece-collector.js";
+import { WRONG, WRONG_REPLIES } from "../support/wrong-replies.js";
+import { RECONNECT } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
 const SIZE = 1024 * 1024;
-const RECONNECT = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
 
 async function expectGood(client: NbdClient, offset = 0, length = 8192): Promise<void> {
   const sink = new PieceCollector(SIZE);
@@ -35,33 +19,12 @@ async function expectGood(client: NbdClient, offset = 0, length = 8192): Promise
 }
 
 describe("a read in pieces is refused, and the connection ended, for", () => {
-  it.each<[string, Reply, ExportFacts?]>([
-    ["a gap in the middle", (r) => Buffer.concat([data(r, 0, 1024), data(r, 1536, 4096), end(r)])],
-    ["a gap at the end", (r) => Buffer.concat([data(r, 0, 4095), end(r)])],
-    ["nothing at all", (r) => end(r)],
-    ["chunks that overlap", (r) => Buffer.concat([data(r, 0, 2048), data(r, 2047, 4096), end(r)])],
-    ["the same half twice", (r) => Buffer.concat([data(r, 0, 2048), data(r, 0, 2048), end(r)])],
-    ["a hole over data", (r) => Buffer.concat([data(r, 0, 4096), hole(r, 512, 1024), end(r)])],
-    ["data over a hole", (r) => Buffer.concat([hole(r, 0, 4096), data(r, 512, 1024), end(r)])],
-    ["data before its start", (r) => data({ ...r, offset: r.offset - 1 }, 0, 4096, true)],
-    ["data behind its end", (r) => data(r, 1, 4097, true)],
-    ["more data than was asked for", (r) => data(r, 0, 4097, true)],
-    ["a hole behind its end", (r) => hole(r, 0, 4097, true)],
-    ["two chunks under DF", (r) => Buffer.concat([data(r, 0, 2048), data(r, 2048, 4096, true)]), {}],
-    ["a cookie that nobody used", (r) => whole({ ...r, cookie: r.cookie + 2 })],
-    ["a block status", (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [4096, 0]))],
-    [
-      "data outside its range after an error",
-      (r) =>
-        Buffer.concat([chunk(r.cookie, CHUNK.ERROR, errorPayload(5), false), data(r, 4000, 5000), end(r)]),
-    ],
-    ["garbage", () => Buffer.alloc(1000, "garbage")],
-  ])("%s", async (_title, reply, facts = FRAGMENTED) => {
+  it.each(WRONG_REPLIES)("%s", async (_title, reply, facts = FRAGMENTED) => {
     await using mock = await replying(reply, { ...facts });
     await using client = await NbdClient.connect(mock.uri);
     const sink = new PieceCollector(SIZE);
     const stretch = { offset: 8192, length: 4096 };
-    await expect(client.readPieces([stretch], sink)).rejects.toMatchObject(PROTOCOL);
+    await expect(client.readPieces([stretch], sink)).rejects.toMatchObject(WRONG);
     expect(client.connections).toBe(0);
     // What was delivered before the fault showed must be within the request, and without duplicates.
     for (const [at, count] of sink.counts.entries()) {

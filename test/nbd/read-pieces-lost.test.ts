@@ -3,27 +3,12 @@ import { describe, expect, it } from "vitest";
 import { NbdClient } from "../../src/nbd/index.js";
 import { CHUNK, COMMAND, ERRNO, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { whole } from "../support/mock-replies.js";
-import {
-  COMMON_FLAGS,
-  chunk,
-  errorPayload,
-  handshake,
-  MockServer,
-  type Peer,
-} from "../support/mock-server.js";
+import { COMMON_FLAGS, chunk, errorPayload, handshake, MockServer } from "../support/mock-server.js";
 import { PieceCollector } from "../support/piece-collector.js";
+import { RECONNECT, serve } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
 const SIZE = 1024 * 1024;
-const RECONNECT = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
-
-async function serve(peer: Peer): Promise<void> {
-  while (true) {
-    const request = await peer.request();
-    if (request.command === COMMAND.DISC) return;
-    peer.send(whole(request));
-  }
-}
 
 async function expectGood(client: NbdClient, offset = 0, length = 8192): Promise<void> {
   const sink = new PieceCollector(SIZE);

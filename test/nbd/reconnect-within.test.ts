@@ -9,22 +9,14 @@ import {
   errorPayload,
   handshake,
   MockServer,
-  type Peer,
   type TransmissionRequest,
 } from "../support/mock-server.js";
 import { PieceCollector } from "../support/piece-collector.js";
+import { serve } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
 const MiB = 1024 * 1024;
 const PATIENT = { withinMs: 10_000, delayMs: 1, maxDelayMs: 5 };
-
-async function serve(peer: Peer, reply = whole): Promise<void> {
-  while (true) {
-    const request = await peer.request();
-    if (request.command === COMMAND.DISC) return;
-    peer.send(reply(request));
-  }
-}
 
 async function readsTruth(client: NbdClient, length: number, offset = 0): Promise<void> {
   const sink = new PieceCollector(MiB);

@@ -3,25 +3,19 @@ import { describe, expect, it } from "vitest";
 import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
 import { COMMAND, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { whole } from "../support/mock-replies.js";
-import { COMMON_FLAGS, handshake, MockServer, type Peer } from "../support/mock-server.js";
-import { RECONNECT } from "./reconnecting.js";
+import { COMMON_FLAGS, handshake, MockServer } from "../support/mock-server.js";
+import { RECONNECT, serve } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
 const MULTI = COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
 
-async function serve(peer: Peer, onRead: () => void = () => {}): Promise<void> {
-  while (true) {
-    const request = await peer.request();
-    if (request.command === COMMAND.DISC) return;
-    onRead();
-    peer.send(whole(request));
-  }
-}
-
 function serving(flags: number, used: Set<number> = new Set()): Promise<MockServer> {
   return MockServer.start(async (peer, index) => {
     await handshake(peer, { flags });
-    await serve(peer, () => used.add(index));
+    await serve(peer, (read) => {
+      used.add(index);
+      return whole(read);
+    });
   });
 }
 

@@ -34,6 +34,19 @@ async function open(script: Script, keepalive?: Keepalive): Promise<RpcConnectio
   });
 }
 
+/** Of a libvirt that answers what it is asked of its capabilities only when the test lets it. */
+async function openHolding(): Promise<{ connection: RpcConnection; held: readonly (() => void)[] }> {
+  const held: (() => void)[] = [];
+  const connection = await open({
+    [CAPABILITIES]: (_, call, client) => {
+      held.push(() => client.answer(call, text("QEMU")));
+      return "silence";
+    },
+    [BACKUP_XML]: () => text("sent"),
+  });
+  return { connection, held };
+}
+
 const capabilitiesOf = (connection: RpcConnection): Promise<string> =>
   connection.call(remote.CONNECT_GET_CAPABILITIES, undefined, LIMIT);
 
@@ -86,14 +99,7 @@ describe("a connection to libvirt", () => {
   });
 
   it("heeds signal and limit of a call that waits for others, which is never sent then", async () => {
-    const held: (() => void)[] = [];
-    const connection = await open({
-      [CAPABILITIES]: (_, call, client) => {
-        held.push(() => client.answer(call, text("QEMU")));
-        return "silence";
-      },
-      [BACKUP_XML]: () => text("sent"),
-    });
+    const { connection, held } = await openHolding();
     const calls = Array.from({ length: 4 }, () => capabilitiesOf(connection));
     await expect.poll(() => held).toHaveLength(4);
     const waiting = (options: { timeoutMs: number; signal?: AbortSignal }): Promise<string> =>
@@ -114,14 +120,7 @@ describe("a connection to libvirt", () => {
   });
 
   it("sends no fifth call while libvirt works on four, also if nobody waits for some of them", async () => {
-    const held: (() => void)[] = [];
-    const connection = await open({
-      [CAPABILITIES]: (_, call, client) => {
-        held.push(() => client.answer(call, text("QEMU")));
-        return "silence";
-      },
-      [BACKUP_XML]: () => text("sent"),
-    });
+    const { connection, held } = await openHolding();
     const stop = new AbortController();
     const { signal } = stop;
     const given = Array.from({ length: 3 }, () =>
