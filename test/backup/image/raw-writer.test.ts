@@ -1,19 +1,9 @@
 import { readFile, stat, writeFile } from "node:fs/promises";
-import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Geometry } from "../../../src/backup/image/image.js";
 import { RawWriter } from "../../../src/backup/image/raw-writer.js";
-import {
-  anyWish,
-  expectedBytes,
-  fillCluster,
-  finished,
-  KiB,
-  scratch,
-  store,
-  TiB,
-  type Wish,
-} from "./support.js";
+import { assertOfRawIncrements } from "./random-raw.js";
+import { expectedBytes, fillCluster, finished, KiB, scratch, store, TiB, type Wish } from "./support.js";
 
 const SMALL: Geometry = { virtualSize: 10 * 64 * KiB, clusterSize: 64 * KiB };
 
@@ -97,37 +87,19 @@ describe("RawWriter", () => {
   });
 
   it("maps random mixes so that the extents laid over the base give the disk", async () => {
-    const at = await scratch();
-    let run = 0;
-    await fc.assert(
-      fc.asyncProperty(
-        fc.array(anyWish, { maxLength: 12 }),
-        fc.integer({ min: 0, max: 5000 }),
-        async (wishes, missing) => {
-          const clusterSize = 16 * KiB;
-          const geometry = { clusterSize, virtualSize: Math.max(0, wishes.length * clusterSize - missing) };
-          const [file, mapPath] = [at(`disk${run}.raw`), at(`disk${run++}.map`)];
-          const writer = await RawWriter.create(file, { geometry, mapPath });
-          store(writer, wishes, 1);
-          await finished(writer);
-
-          const disk = fillCluster(7, 0, geometry.virtualSize);
-          const expected = expectedBytes(wishes, geometry, 1, disk);
-          const content = await readFile(file);
-          let end = 0;
-          for (const { offset, length, type } of await mapOf(mapPath)) {
-            expect(offset).toBeGreaterThanOrEqual(end);
-            end = offset + length;
-            if (type === 0) content.copy(disk, offset, offset, end);
-            else disk.fill(0, offset, end);
-          }
-          return (
-            content.length === geometry.virtualSize && end <= geometry.virtualSize && disk.equals(expected)
-          );
-        },
-      ),
-      { numRuns: 40 },
-    );
+    await assertOfRawIncrements(1, async ({ wishes, geometry, file, mapPath }) => {
+      const disk = fillCluster(7, 0, geometry.virtualSize);
+      const expected = expectedBytes(wishes, geometry, 1, disk);
+      const content = await readFile(file);
+      let end = 0;
+      for (const { offset, length, type } of await mapOf(mapPath)) {
+        expect(offset).toBeGreaterThanOrEqual(end);
+        end = offset + length;
+        if (type === 0) content.copy(disk, offset, offset, end);
+        else disk.fill(0, offset, end);
+      }
+      return content.length === geometry.virtualSize && end <= geometry.virtualSize && disk.equals(expected);
+    });
   });
 
   it("finishes file and map with sync", async () => {
