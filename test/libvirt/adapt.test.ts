@@ -1,12 +1,11 @@
-import { chmod, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { removeLab } from "../support/libvirt-daemon.js";
 import { describeWithLibvirt, Lab, stateOf, virsh } from "../support/libvirt-lab.js";
+import { installReadingGuest } from "../support/live-lab.js";
 import { nbdpull } from "../support/nbdpull.js";
-import { readingGuest } from "../support/reading-guest.js";
 import { changeStoredDefinition } from "../support/stored-definition.js";
 
 const MiB = 1024 * 1024;
@@ -38,10 +37,7 @@ await describeWithLibvirt("a machine that comes from another host", () => {
     await chmod(folder, 0o755);
     repo = join(folder, "repo");
     await lab.powerOff();
-    const sector = join(folder, "sector");
-    await writeFile(sector, readingGuest());
-    await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
-    await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+    await installReadingGuest(lab);
     const ran = await nbdpull("backup", lab.domain, "--to", repo, "--json");
     expect(ran.stderr).toBe("");
     const drive = (target: string, type: string, source: string): string =>
@@ -67,7 +63,8 @@ await describeWithLibvirt("a machine that comes from another host", () => {
   });
 
   const restoring = (suffix: string, ...more: readonly string[]): { name: string; args: string[] } => {
-    const name = `${lab.domain}-${suffix}`;
+    // Another one when the test is repeated.
+    const name = `${lab.domain}-${suffix}${names.length}`;
     names.push(name);
     const to = ["--to", join(folder, name), `--define=${name}`, "--trust-definition"];
     return { name, args: ["restore", repo, lab.domain, "--json", ...to, ...more] };
@@ -122,8 +119,8 @@ await describeWithLibvirt("a machine that comes from another host", () => {
   });
 
   it("is rehearsed with --adapt, and refused without", async () => {
-    const work = join(folder, "work");
-    await mkdir(work);
+    const work = await mkdtemp(join(folder, "work-"));
+    await chmod(work, 0o755);
     const args = ["rehearse", repo, lab.domain, "--work", work, "--expect", "serial:\\.", "--json"];
     const refused = await nbdpull(...args);
     expect([refused.code, refused.json()]).toMatchObject([4, { error: { code: "E_HOST_LACKS" } }]);

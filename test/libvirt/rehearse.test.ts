@@ -1,5 +1,5 @@
 /** A rehearsal: whether the guest of a point comes up, and that nothing stays of it. */
-import { mkdir, readdir, readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { describeWithLibvirt, type Lab, stateOf, virsh } from "../support/libvirt-lab.js";
@@ -8,20 +8,20 @@ import { nbdpull, type Ran } from "../support/nbdpull.js";
 
 let live: LiveLab;
 let lab: Lab;
-let [folder, repo, unstartable] = ["", "", ""];
+let [repo, unstartable] = ["", ""];
 
 await describeWithLibvirt("a guest that is started from a point", () => {
   beforeAll(async () => {
     live = await LiveLab.start();
-    ({ lab, folder, repo, unstartable } = live);
+    ({ lab, repo, unstartable } = live);
   });
   afterAll(async () => {
     await live?.[Symbol.asyncDispose]();
   });
 
   it("is rehearsed without cards, and nothing stays of it but what came of it, also after kill -9", async () => {
-    const [work, metrics] = [join(folder, "work"), join(folder, "nbdpull.prom")];
-    await mkdir(work);
+    const [work, told] = [await live.newFolder(), await live.newFolder()];
+    const metrics = join(told, "nbdpull.prom");
     const rehearsal = (...more: readonly string[]): string[] => {
       const all = ["--work", work, "--metrics", metrics, "--json", ...more];
       return ["rehearse", repo, lab.domain, "--at", unstartable, ...all];
@@ -39,14 +39,14 @@ await describeWithLibvirt("a guest that is started from a point", () => {
     killed.kill("SIGKILL");
     await killed.ended;
     const up = await nbdpull(
-      ...rehearsal("--expect", "serial:\\.\\.\\.", "--memory", "16M", "--pictures", folder),
+      ...rehearsal("--expect", "serial:\\.\\.\\.", "--memory", "16M", "--pictures", told),
     );
     expect([up.code, up.stderr]).toEqual([0, ""]);
     expect(up.json()).toMatchObject([{ domain: lab.domain, point: unstartable, cameUp: true }]);
     // QEMU makes a PNG since 7.1, and a PPM before.
-    const [picture = ""] = (await readdir(folder)).filter((each) => each.startsWith(`${lab.domain}.p`));
+    const [picture = ""] = (await readdir(told)).filter((each) => each.startsWith(`${lab.domain}.p`));
     const signature = picture.endsWith(".png") ? "\x89PNG" : "P6\n";
-    expect((await readFile(join(folder, picture))).toString("latin1").startsWith(signature)).toBe(true);
+    expect((await readFile(join(told, picture))).toString("latin1").startsWith(signature)).toBe(true);
     expect([await stateOf(left), await inWork()]).toEqual(["unknown", []]);
     expect(await readFile(metrics, "utf8")).toMatch(/nbdpull_rehearsal_success\{.*\} 1/);
     expect(await rehearsed()).toMatchObject({ cameUp: true, sign: "serial \\.\\.\\." });

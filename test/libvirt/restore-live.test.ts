@@ -214,19 +214,13 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       await expectPoint(name);
     }
 
+    // Of a first try.
+    await virsh("destroy", lab.domain).catch(() => undefined);
     await virsh("undefine", lab.domain, "--checkpoints-metadata");
     live.endWith(lab.domain);
+    const at = await live.newFolder();
     const again = (to: string): string[] => {
-      const same = [
-        "--at",
-        point,
-        "--to",
-        join(folder, to),
-        "--define",
-        "--keep-identity",
-        "--live",
-        "--json",
-      ];
+      const same = ["--at", point, "--to", join(at, to), "--define", "--keep-identity", "--live", "--json"];
       return ["restore", repo, lab.domain, ...same];
     };
     const twins = await Promise.all(["left", "right"].map((to) => finished(startNbdpull(again(to)))));
@@ -235,10 +229,10 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect(twins.find(({ code }) => code === 4)?.json()).toMatchObject({
       error: { code: "E_DOMAIN_EXISTS" },
     });
-    expect(await readdir(join(folder, loser)).catch(() => [])).toEqual([]);
+    expect(await readdir(join(at, loser)).catch(() => [])).toEqual([]);
     for (const which of [[], ["--inactive"]]) {
       const xml = await virsh("dumpxml", ...which, lab.domain);
-      for (const disk of LAB_DISKS) expect(xml).toContain(`'${join(folder, winner)}/${disk}.qcow2'`);
+      for (const disk of LAB_DISKS) expect(xml).toContain(`'${join(at, winner)}/${disk}.qcow2'`);
     }
   });
 

@@ -10,6 +10,14 @@ import { readingGuest } from "./reading-guest.js";
 
 const MiB = 1024 * 1024;
 
+/** Has the guest of a lab that is off read and write its first disk by itself, as soon as it is started. */
+export async function installReadingGuest(lab: Lab): Promise<void> {
+  const sector = join(lab.folder, "sector");
+  await writeFile(sector, readingGuest());
+  await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
+  await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+}
+
 /** A guest that reads and writes its disk by itself, stopped, and a repository with two points of it. */
 export class LiveLab implements AsyncDisposable {
   readonly lab: Lab;
@@ -48,10 +56,7 @@ export class LiveLab implements AsyncDisposable {
     await lab.write("vda", 0, 32 * MiB, 0x11);
     await lab.write("vdb", MiB, MiB, 0x22);
     await lab.powerOff();
-    const sector = join(folder, "sector");
-    await writeFile(sector, readingGuest());
-    await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
-    await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+    await installReadingGuest(lab);
     this.point = await this.#take();
     const card = "<interface type='user'><model type='nbdpull-none'/></interface>";
     const screen = "<video><model type='vga'/></video>";
@@ -63,6 +68,13 @@ export class LiveLab implements AsyncDisposable {
     const ran = await nbdpull("backup", this.lab.domain, "--to", this.repo, "--json");
     expect(ran.stderr).toBe("");
     return (ran.json() as { id: string }).id;
+  }
+
+  /** A folder for one try of a test. */
+  async newFolder(): Promise<string> {
+    const path = await mkdtemp(join(this.folder, "try-"));
+    await chmod(path, 0o755);
+    return path;
   }
 
   /** The name of a domain that ends with the lab: another one when a test is repeated. */
