@@ -1,14 +1,12 @@
-import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { prune } from "../../src/backup/prune/prune.js";
-import { Repository } from "../../src/backup/repository/repository.js";
-import { verifyPoints } from "../../src/backup/verify/verify.js";
-import { ageLocks, leftByPrune } from "../support/left-by-prune.js";
+import type { Repository } from "../../src/backup/repository/repository.js";
+import { expectCompleted, leftByPrune } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
+import { expectRestorable, pattern } from "../support/pruned-points.js";
 import { qemuImg } from "../support/qemu-nbd.js";
-import { restoreDisk } from "../support/restore-disk.js";
-import { beginsWith, hasBytes } from "../support/same-bytes.js";
+import { beginsWith } from "../support/same-bytes.js";
 import { describeWith } from "../support/tools.js";
 
 const KiB = 1024;
@@ -69,26 +67,10 @@ async function takePoints({ format, full, change, granularities, digests }: Stor
   }
 }
 
-function pattern(length: number, seed: number): Buffer {
-  return Buffer.alloc(length, Buffer.from(`${seed} is what was written here; `));
-}
-
 const lastIds = (count: number): string[] => chain.points.slice(-count).map(({ id }) => id);
 
-async function expectPoints(path: string, ids: readonly string[], restored = ids): Promise<void> {
-  const repository = await Repository.open(path);
-  await repository.reading(DOMAIN, async () => {
-    for (const id of restored) {
-      const point = await repository.point(DOMAIN, id);
-      const targetPath = join(chain.folder, "ours.raw");
-      const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
-      await restoreDisk({ ...options, force: true, sync: false });
-      expect(hasBytes(targetPath, await chain.contentOf(id))).toBe(true);
-    }
-    const reports = await verifyPoints(repository, DOMAIN, ids);
-    expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
-  });
-}
+const expectPoints = (path: string, ids: readonly string[], restored = ids): Promise<void> =>
+  expectRestorable(chain, path, ids, restored);
 
 /** The image has no backing file, and its bytes are those of the disk. */
 async function expectStock(repository: Repository, id: string): Promise<void> {
@@ -129,16 +111,7 @@ describeWith(["qemu-img"], "prune", () => {
       expect(left.map(({ step }) => step)).toContain(
         story.format === "raw" ? "patch of vda" : "header of vda",
       );
-      for (const { step, path } of left) {
-        await ageLocks(join(path, DOMAIN));
-        await expectPoints(path, kept);
-        await ageLocks(join(path, DOMAIN));
-        await prune({ ...pruned, repository: await Repository.open(path) });
-        expect((await readdir(join(path, DOMAIN))).sort(), step).toEqual(kept);
-        // The newest point is based on the merged one.
-        await expectPoints(path, kept, kept.slice(-1));
-        await rm(path, { recursive: true });
-      }
+      await expectCompleted(left, pruned, kept, expectPoints);
     },
   );
 });

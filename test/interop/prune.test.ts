@@ -7,13 +7,12 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { prune } from "../../src/backup/prune/prune.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { verifyPoints } from "../../src/backup/verify/verify.js";
-import { ageLocks, leftByPrune } from "../support/left-by-prune.js";
+import { ageLocks, expectCompleted, leftByPrune } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { expectRestorable, pattern } from "../support/pruned-points.js";
 import { qemuImg } from "../support/qemu-nbd.js";
-import { restoreDisk } from "../support/restore-disk.js";
-import { beginsWith, hasBytes } from "../support/same-bytes.js";
+import { beginsWith } from "../support/same-bytes.js";
 import { describeWith, skipUnable } from "../support/tools.js";
 
 const KiB = 1024;
@@ -49,35 +48,18 @@ async function takePoints(options: { readonly small?: boolean } = {}): Promise<v
   }
 }
 
-function pattern(length: number, seed: number): Buffer {
-  return Buffer.alloc(length, Buffer.from(`${seed} is what was written here; `));
-}
-
 /** Every expected point exists, is sound, and restores with nbdpull and with stock QEMU. */
 async function expectPoints(path: string, ids: readonly string[], restored = ids): Promise<void> {
+  await expectRestorable(chain, path, ids, restored);
   const repository = await Repository.open(path);
-  await repository.reading(DOMAIN, async () => {
-    const present = await repository.pointIds(DOMAIN);
-    for (const id of ids) expect(present).toContain(id);
-    for (const id of restored) {
-      const point = await repository.point(DOMAIN, id);
-      const content = await chain.contentOf(id);
-      const targetPath = join(chain.folder, "ours.raw");
-      const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
-      await restoreDisk({ ...options, force: true, sync: false });
-      expect(hasBytes(targetPath, content)).toBe(true);
-      await expectStock(repository, point, content);
-    }
-    const reports = await verifyPoints(repository, DOMAIN, ids);
-    expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
-  });
+  for (const id of restored) await expectStock(repository, await repository.point(DOMAIN, id));
 }
 
-async function expectStock(repository: Repository, point: Manifest, content: Buffer): Promise<void> {
+async function expectStock(repository: Repository, point: Manifest): Promise<void> {
   const image = join(repository.pointFolder(DOMAIN, point.id), point.disks[0]?.file ?? "");
   const theirs = join(chain.folder, "theirs.raw");
   await qemuImg("convert", "-O", "raw", image, theirs);
-  expect(beginsWith(theirs, content)).toBe(true);
+  expect(beginsWith(theirs, await chain.contentOf(point.id))).toBe(true);
 }
 
 const lastIds = (count: number): string[] => chain.points.slice(-count).map(({ id }) => id);
@@ -131,16 +113,7 @@ describeWith(["qemu-img"], "prune", () => {
     const pruned = { domain: DOMAIN, retention: { last: 3 }, dryRun: false, sync: false } as const;
     const left = await leftByPrune({ ...pruned, repository: chain.repository }, chain.folder);
     expect(left.length).toBeGreaterThan(9);
-    for (const { step, path } of left) {
-      await ageLocks(join(path, DOMAIN));
-      await expectPoints(path, kept);
-      await ageLocks(join(path, DOMAIN));
-      await prune({ ...pruned, repository: await Repository.open(path) });
-      expect((await readdir(join(path, DOMAIN))).sort(), step).toEqual(kept);
-      // The newest point is based on all others.
-      await expectPoints(path, kept, kept.slice(-1));
-      await rm(path, { recursive: true });
-    }
+    await expectCompleted(left, pruned, kept, expectPoints);
   }, 600_000);
 
   it("keeps what a newer version has written into the manifest", async () => {
