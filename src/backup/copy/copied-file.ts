@@ -212,11 +212,12 @@ class ComparedFile implements ReadableFile {
   async read(target: Uint8Array, position: number): Promise<number> {
     const { length: size, pieceBytes } = this.#pieces;
     const length = Math.max(0, Math.min(target.length, size - position));
-    for (let done = 0; done < length; ) {
-      const at = position + done;
-      const index = Math.floor(at / pieceBytes);
-      const piece = await this.#piece(index);
-      const part = piece.subarray(at - index * pieceBytes).subarray(0, length - done);
+    if (length === 0) return 0;
+    const first = Math.floor(position / pieceBytes);
+    const last = Math.floor((position + length - 1) / pieceBytes);
+    let done = 0;
+    for (const [i, piece] of (await Promise.all(this.#piecesOf(first, last))).entries()) {
+      const part = piece.subarray(position + done - (first + i) * pieceBytes).subarray(0, length - done);
       target.set(part, done);
       done += part.length;
     }
@@ -227,24 +228,47 @@ class ComparedFile implements ReadableFile {
     await fillFrom(this, target, position, end);
   }
 
-  #piece(index: number): Promise<Buffer> {
-    const known = this.#kept.get(index);
-    if (known) return known;
-    const piece = this.#readPiece(index);
-    this.#kept.set(index, piece);
-    const [oldest] = this.#kept.keys();
-    if (this.#kept.size > KEPT_PIECES && oldest !== undefined) this.#kept.delete(oldest);
-    return piece;
+  /** The pieces from `first` to `last`. Those that are not kept and lie side by side are read at once. */
+  #piecesOf(first: number, last: number): Promise<Buffer>[] {
+    const pieces: Promise<Buffer>[] = [];
+    for (let index = first; index <= last; index += 1) {
+      if (!this.#kept.has(index)) this.#begin(index, last);
+      pieces.push(this.#kept.get(index) as Promise<Buffer>);
+    }
+    // Not before all of them are found: one that is needed here could be among the oldest.
+    for (const oldest of this.#kept.keys()) {
+      if (this.#kept.size <= KEPT_PIECES) break;
+      this.#kept.delete(oldest);
+    }
+    return pieces;
   }
 
-  async #readPiece(index: number): Promise<Buffer> {
+  /** Begins to read the pieces from `first` on, up to one that is kept, or up to `last`. */
+  #begin(first: number, last: number): void {
+    let end = first + 1;
+    while (end <= last && !this.#kept.has(end)) end += 1;
+    const { pieceBytes } = this.#pieces;
+    const stretch = this.#readPieces(first, end);
+    for (let index = first; index < end; index += 1) {
+      const at = (index - first) * pieceBytes;
+      this.#kept.set(
+        index,
+        stretch.then((bytes) => bytes.subarray(at, at + pieceBytes)),
+      );
+    }
+  }
+
+  async #readPieces(first: number, end: number): Promise<Buffer> {
     const { length, pieceBytes, digests } = this.#pieces;
-    const start = index * pieceBytes;
-    const piece = Buffer.allocUnsafeSlow(Math.min(pieceBytes, length - start));
-    await readWhole(this.#file, piece, start);
-    const digest = digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES);
-    if (digestOf(piece).equals(digest)) return piece;
-    throw changed(this.#file.path);
+    const start = first * pieceBytes;
+    const bytes = Buffer.allocUnsafeSlow(Math.min(end * pieceBytes, length) - start);
+    await readWhole(this.#file, bytes, start);
+    for (let index = first; index < end; index += 1) {
+      const piece = bytes.subarray((index - first) * pieceBytes, (index - first + 1) * pieceBytes);
+      const digest = digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES);
+      if (!digestOf(piece).equals(digest)) throw changed(this.#file.path);
+    }
+    return bytes;
   }
 
   async close(): Promise<void> {

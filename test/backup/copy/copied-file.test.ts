@@ -30,6 +30,7 @@ class FarFile implements RemoteFile {
   readonly path = "far/away";
   readonly asked: { readonly position: number; readonly length: number }[] = [];
   mostAtOnce = 0;
+  content = CONTENT;
   #atOnce = 0;
 
   async open() {
@@ -39,7 +40,7 @@ class FarFile implements RemoteFile {
       this.mostAtOnce = Math.max(this.mostAtOnce, this.#atOnce);
       await sleep(5);
       this.#atOnce -= 1;
-      return CONTENT.copy(target, 0, position);
+      return this.content.copy(target, 0, position);
     };
     const file = { path: this.path, read, size: async () => CONTENT.length, close: async () => undefined };
     return {
@@ -51,6 +52,7 @@ class FarFile implements RemoteFile {
 
 interface Copied {
   readonly far: FarFile;
+  readonly copied: CopiedFile;
   readonly bytes: Buffer;
   readonly counted: number;
 }
@@ -67,7 +69,7 @@ async function copy(
     await left.write(options.left, 0);
   }
   let counted = 0;
-  await CopiedFile.copy(far, () => ImageFile.create(path), {
+  const copied = await CopiedFile.copy(far, () => ImageFile.create(path), {
     most: CONTENT.length,
     limit: options.limit,
     left,
@@ -76,7 +78,7 @@ async function copy(
       counted += more;
     },
   });
-  return { far, bytes: await readFile(path), counted };
+  return { far, copied, bytes: await readFile(path), counted };
 }
 
 it("has several requests to a file far away under way, and few of them", async () => {
@@ -141,3 +143,41 @@ it("keeps to a limited rate piece by piece", async () => {
   expect(Math.max(...far.asked.map(({ length }) => length))).toBe(MIB);
   expect(performance.now() - begun).toBeGreaterThan((1000 * (CONTENT.length - 2 * MIB)) / rate - 100);
 });
+
+it("is read again by few requests, none of which asks for what was read just now", async () => {
+  const { far, copied } = await copy("again");
+  const file = await copied.open();
+  far.asked.length = 0;
+  const read = async (length: number, position: number): Promise<void> => {
+    const target = Buffer.alloc(length);
+    const expected = CONTENT.subarray(position, position + length);
+    expect(await file.read(target, position)).toBe(expected.length);
+    expect(target.subarray(0, expected.length).equals(expected)).toBe(true);
+  };
+  // Not at the bounds of pieces, as the clusters of an image.
+  const at = 64 * 1024;
+  await Promise.all([0, 1, 2, 3].map((i) => read(4 * MIB, at + 4 * i * MIB)));
+  await read(4 * MIB, at + 16 * MIB);
+  expect(far.asked).toEqual([
+    { position: 0, length: 5 * MIB },
+    ...[5, 9, 13].map((piece) => ({ position: piece * MIB, length: 4 * MIB })),
+    { position: 17 * MIB, length: CONTENT.length - 17 * MIB },
+  ]);
+  await read(3 * MIB, CONTENT.length - 2 * MIB);
+  await read(10, CONTENT.length + 1);
+  expect(far.asked).toHaveLength(5);
+  await file.close();
+});
+
+it.each([0, 4, 8])(
+  "finds out that the original was changed meanwhile: piece %i of those read at once",
+  async (piece) => {
+    const { far, copied } = await copy(`changed-${piece}`);
+    far.content = Buffer.from(CONTENT);
+    far.content.fill("!", piece * MIB + 5, piece * MIB + 6);
+    const file = await copied.open();
+    const changed = { name: "DamageError", code: "E_CHANGED_MEANWHILE" };
+    await expect(file.read(Buffer.alloc(9 * MIB), 0)).rejects.toMatchObject(changed);
+    await file.close();
+  },
+);
