@@ -35,6 +35,8 @@ export class FuseProcess implements AsyncDisposable {
   readonly #said = new LastWords();
   #isClosing = false;
   #hasEnded = false;
+  /** It has ended because its mount was taken away, by whomever. */
+  #isUnmounted = false;
 
   /** @param path of the mount, without links */
   protected constructor(path: string, child: Child, conduct: Conduct) {
@@ -44,6 +46,14 @@ export class FuseProcess implements AsyncDisposable {
     child.stderr.setEncoding("utf8").on("data", (text: string) => this.#said.add(text));
     this.ended = Promise.resolve(child).then(async (result) => await this.#end(result));
     this.ended.catch(() => undefined);
+  }
+
+  /**
+   * Waits for its mount. Where this process stood still, somebody may have taken it away before it was seen.
+   * @throws as {@link until}
+   */
+  protected async mounted(signal: AbortSignal | undefined): Promise<void> {
+    await this.until(async () => this.#isUnmounted || (await isMounted(this.path)), signal);
   }
 
   /**
@@ -57,6 +67,7 @@ export class FuseProcess implements AsyncDisposable {
     while (!(await isDone())) {
       if (this.#hasEnded) {
         await this.ended;
+        if (await isDone()) return;
         throw failure(this.#said.text.trim() || "it ended early");
       }
       signal?.throwIfAborted();
@@ -83,7 +94,8 @@ export class FuseProcess implements AsyncDisposable {
     // Of a program that was killed the kernel keeps the mount, and every access to it fails.
     const isLeft = await isMounted(this.path);
     if (isLeft) await unmount(this.path, { lazily: true });
-    if (this.#isClosing || (exitCode === 0 && !isLeft)) return;
+    this.#isUnmounted = exitCode === 0 && !isLeft;
+    if (this.#isClosing || this.#isUnmounted) return;
     const said = this.#said.text.trim();
     if (this.#conduct.isEndedByOthers?.(said)) return;
     throw this.#conduct.failure(

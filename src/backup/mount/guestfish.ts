@@ -7,7 +7,7 @@ import { BackupError, PreconditionError } from "../base/errors.js";
 import { printable } from "../base/printable.js";
 import { endWithHelpers, killGroup } from "../host/helpers-of-process.js";
 import { toolProcess } from "../host/tool-process.js";
-import { asOurs, isMounted } from "./fuse-mounts.js";
+import { asOurs } from "./fuse-mounts.js";
 import { FuseProcess } from "./fuse-process.js";
 
 /** The machine boots within seconds where there is KVM, and within minutes without. */
@@ -176,7 +176,7 @@ export class GuestFish extends FuseProcess {
     this.#input.end(
       `mount-local ${path.slice(folder.length + 1)} readonly:true ${options}\nmount-local-run\n`,
     );
-    await this.until(() => isMounted(path), signal);
+    await this.mounted(signal);
     return { shown, leftOut };
   }
 

@@ -2,7 +2,7 @@
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { toolProcess } from "../host/tool-process.js";
-import { asOurs, isMounted } from "./fuse-mounts.js";
+import { asOurs } from "./fuse-mounts.js";
 import { FuseProcess } from "./fuse-process.js";
 
 /** Time to connect and mount, with a margin for a busy machine. */
@@ -59,7 +59,7 @@ export class NbdFuse extends FuseProcess {
     signal?.throwIfAborted();
     const fuse = new NbdFuse(file);
     try {
-      await fuse.until(() => isMounted(file.path), signal);
+      await fuse.mounted(signal);
       return fuse;
     } catch (error) {
       await fuse.close();
