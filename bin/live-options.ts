@@ -25,11 +25,21 @@ export interface LiveOptions extends CacheOptions {
 export function assertLive(options: LiveOptions): void {
   const { live, define, xml, format, resume, start, cache, cacheSize } = options;
   if (!live) {
-    if (!resume && start && cache === undefined && cacheSize === undefined) return;
-    throw new UsageError("E_USAGE", "--resume, --no-start and --cache are about --live: give that too");
+    const given = [
+      ...(resume ? ["--resume"] : []),
+      ...(start ? [] : ["--no-start"]),
+      ...(cache === undefined ? [] : ["--cache"]),
+      ...(cacheSize === undefined ? [] : ["--cache-size"]),
+    ];
+    if (given.length === 0) return;
+    const about = given.length === 1 ? "is about" : "are about";
+    throw new UsageError("E_USAGE", `${given.join(" and ")} ${about} --live: give that too`);
   }
-  if (define !== undefined && xml === undefined && format !== "raw") return;
-  const message =
-    "--live runs a domain on qcow2 files: give --define (with --keep-identity for one that is gone), and leave out --xml and --format raw";
-  throw new UsageError("E_USAGE", message);
+  const wrong = [...(xml === undefined ? [] : ["--xml"]), ...(format === "raw" ? ["--format raw"] : [])];
+  if (define !== undefined && wrong.length === 0) return;
+  const next = [
+    ...(define === undefined ? ["give --define (with --keep-identity for one that is gone)"] : []),
+    ...(wrong.length === 0 ? [] : [`leave out ${wrong.join(" and ")}`]),
+  ];
+  throw new UsageError("E_USAGE", `--live runs a domain on qcow2 files: ${next.join(", and ")}`);
 }

@@ -11,7 +11,7 @@ import type { ExportTarget } from "../../src/backup/restore/export-target.js";
 import { originalFormats } from "../../src/backup/restore/original-formats.js";
 import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore/restore.js";
 import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
-import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
+import { type FileTarget, RestoredFiles, without } from "../../src/backup/restore/restored-files.js";
 import { adaptedLines } from "../adapted-lines.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import type { WhoseOptions } from "../domain-options.js";
@@ -93,9 +93,11 @@ export async function runRestore(
 async function restoreTo(destination: Destination, job: Job): Promise<void> {
   if (job.options.salvage) {
     if (destination.kind !== "files" || isDefinitionWanted(job.options)) {
-      const message =
-        "--salvage writes files of disks alone: name a folder or a file, and leave out --define and --xml";
-      throw new UsageError("E_USAGE", message);
+      const next =
+        destination.kind === "files"
+          ? `restore${without(askedOf(job.options))}`
+          : `name a folder or a file${isDefinitionWanted(job.options) ? `, and restore${without(askedOf(job.options))}` : ""}`;
+      throw new UsageError("E_USAGE", `--salvage writes files of disks alone: ${next}`);
     }
     const { folder, make } = destination;
     if (!make) return await salvageToFiles(destination, job);
@@ -179,9 +181,9 @@ async function restoreToTarget(
   job: Job,
   open: () => Promise<BlockTarget>,
 ): Promise<void> {
-  const { context, progress } = job;
-  if (kind === "export" && isDefinitionWanted(job.options)) {
-    const message = `a definition names files and block devices, not ${name}: restore to one of those, or leave out --define and --xml`;
+  const { context, options, progress } = job;
+  if (kind === "export" && isDefinitionWanted(options)) {
+    const message = `a definition names files and block devices, not ${name}: restore to one of those, or${without(askedOf(options))}`;
     throw new UsageError("E_DEFINE", message);
   }
   const places = [{ disk, kind: "block" as const, path: name, format: "raw" as const }];
@@ -246,6 +248,7 @@ async function stageFiles(
     targets,
     force: options.force ?? false,
     sync: options.fsync,
+    asked: askedOf(options),
     signal: context.signal,
   });
 }
@@ -264,6 +267,16 @@ function commonOptions({ repository, domain, point, options, context }: Job) {
 
 function isDefinitionWanted({ define, xml }: RestoreOptions): boolean {
   return define !== undefined || xml !== undefined;
+}
+
+/** The options that are about the domain, for messages. */
+function askedOf({ define, keepIdentity, adapt, xml }: RestoreOptions): string[] {
+  return [
+    ...(define === undefined ? [] : ["--define"]),
+    ...(keepIdentity ? ["--keep-identity"] : []),
+    ...(adapt ? ["--adapt"] : []),
+    ...(xml === undefined ? [] : ["--xml"]),
+  ];
 }
 
 /** @param beside folder of the definition by default, and of the files that keep their own names */
@@ -300,6 +313,7 @@ async function prepareDefinition(
     libvirt: define === undefined ? undefined : new Libvirt({ connect, signal: context.signal }),
     trusted: options.trustDefinition ?? false,
     adapt: options.adapt ?? false,
+    asked: askedOf(options),
     force: options.force ?? false,
     sync: options.fsync,
   });

@@ -61,7 +61,8 @@ async function verifyAsAsked(
 ): Promise<boolean> {
   const { output, signal } = context;
   if (options.share !== undefined && (options.at !== undefined || options.live)) {
-    throw new UsageError("E_USAGE", "--share covers all points: leave --at and --live out");
+    const given = [...(options.at === undefined ? [] : ["--at"]), ...(options.live ? ["--live"] : [])];
+    throw new UsageError("E_USAGE", `--share covers all points: leave ${given.join(" and ")} out`);
   }
   if (options.live) {
     await verifyLiveDomain(context, options, path, wanted);

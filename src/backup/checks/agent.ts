@@ -41,7 +41,7 @@ async function withoutAnswer(error: unknown, domain: DomainDefinition, subject: 
   if (state === "paused") {
     if (freeze === undefined) return pass("the guest is paused, so none answers; only --freeze needs one");
     const mend = `virsh resume ${domainWord(domain.name)}`;
-    const advice = `resume it (\`${mend}\`), or leave --freeze out`;
+    const advice = `resume it (\`${mend}\`), or say --freeze no`;
     const cause = `${domain.name} is paused, so its agent can't freeze file systems`;
     return fail("E_GUEST_PAUSED", cause, { advice, mend, details: { domain: domain.name } });
   }

@@ -25,6 +25,8 @@ interface FitOptions {
   readonly keepsNetworks: boolean;
   /** Change what the host has not; otherwise it is only named. */
   readonly adapt: boolean;
+  /** In messages: how to have the definition to mend it by hand. */
+  readonly byHand: string;
 }
 
 /**
@@ -35,7 +37,7 @@ interface FitOptions {
  */
 export async function fitToHost(
   xml: string,
-  { libvirt, name, own, starts, keepsNetworks, adapt }: FitOptions,
+  { libvirt, name, own, starts, keepsNetworks, adapt, byHand }: FitOptions,
 ): Promise<{ readonly xml: string; readonly adapted: readonly Adaptation[] }> {
   const domain = parseTree(xml, "domain");
   const isLocal = (await libvirt.remoteHost()) === undefined;
@@ -43,7 +45,7 @@ export async function fitToHost(
   const lacks = await findLacks(domain, { libvirt, ...where });
   if (lacks.length === 0) return { xml, adapted: [] };
   const hopeless = lacks.filter(({ mend }) => !mend);
-  if (!adapt || hopeless.length > 0) throw lackError(name, lacks, hopeless);
+  if (!adapt || hopeless.length > 0) throw lackError(lacks, hopeless, { name, byHand });
   const adapted = lacks.map(({ wanted, mend }) => ({ wanted, now: mend?.() ?? "" }));
   return { xml: formatTree(domain), adapted };
 }
@@ -53,12 +55,15 @@ async function isThere(path: string): Promise<boolean> {
   return await exists(path).catch(() => true);
 }
 
-function lackError(name: string, lacks: readonly Lack[], hopeless: readonly Lack[]): PreconditionError {
+function lackError(
+  lacks: readonly Lack[],
+  hopeless: readonly Lack[],
+  { name, byHand }: Pick<FitOptions, "name" | "byHand">,
+): PreconditionError {
   const text = ({ wanted, why }: Lack): string => (why === undefined ? wanted : `${wanted} (${why})`);
   const named = lacks.map(text).join("; ");
   const can = lacks.length - hopeless.length;
   const others = hopeless.map(({ wanted }) => wanted).join("; ");
-  const byHand = "--xml FILE instead of --define writes the definition, to be mended by hand";
   const next =
     hopeless.length === 0
       ? "Give the host what it lacks, or let --adapt change the definition, which tells each change"

@@ -97,7 +97,7 @@ const KNOWN_REFUSALS: readonly {
     message: ({ about }) =>
       `${about} has no channel to a guest agent, and only that can freeze file systems. Add one (\`virsh edit ` +
       `${domainWord(about)}\`: <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>), ` +
-      "with qemu-guest-agent in the guest, or leave --freeze out",
+      "with qemu-guest-agent in the guest, or say --freeze no",
   },
   {
     // Nobody in the guest has opened the channel.
@@ -105,7 +105,7 @@ const KNOWN_REFUSALS: readonly {
     code: "E_NO_AGENT",
     message: ({ about }) =>
       `no guest agent is connected in ${about}, and only that can freeze file systems. Install and start ` +
-      "qemu-guest-agent in the guest (systemctl start qemu-guest-agent), or leave --freeze out",
+      "qemu-guest-agent in the guest (systemctl start qemu-guest-agent), or say --freeze no",
   },
   {
     // libvirt 9 says so from a reset of the guest during a job on, though the agent runs.
@@ -113,14 +113,14 @@ const KNOWN_REFUSALS: readonly {
     code: "E_NO_AGENT",
     message: ({ about }) =>
       `libvirt has lost the guest agent of ${about}, as it does when a guest is reset during a backup. Restart the ` +
-      `guest (\`virsh reboot ${domainWord(about)}\`), or leave --freeze out`,
+      `guest (\`virsh reboot ${domainWord(about)}\`), or say --freeze no`,
   },
   {
     is: ({ number }) => number === NUMBER.agentUnresponsive,
     code: "E_NO_AGENT",
     message: ({ about }) =>
       `the guest agent of ${about} doesn't answer, and only that can freeze file systems. Restart it in the guest ` +
-      "(systemctl restart qemu-guest-agent), or leave --freeze out",
+      "(systemctl restart qemu-guest-agent), or say --freeze no",
   },
   {
     is: ({ said }) =>
@@ -137,7 +137,7 @@ const KNOWN_REFUSALS: readonly {
     code: "E_NO_AGENT",
     message: ({ about }) =>
       `the guest agent of ${about} is told not to freeze file systems. Allow it in the guest (block-rpcs in ` +
-      "qemu-ga.conf), or leave --freeze out",
+      "qemu-ga.conf), or say --freeze no",
   },
   {
     is: ({ said }) =>

@@ -67,6 +67,7 @@ export async function planFiles(
     disks: new Map([...wholes].map(([disk, path]) => [disk, { kind: "file", path, format: "qcow2" }])),
     ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
     ...{ force: options.force, sync: true, adapt: options.adapt, starts: options.start },
+    asked: askedOf(options),
   });
   refuseUnfillable(definition.xml, disks);
   const targets = definition.files.map(withTemporary);
@@ -90,6 +91,17 @@ export async function planFiles(
   return { point, definition, images, targets, xml, state };
 }
 
+/** The command's options that are about the domain. */
+function askedOf({ keepIdentity, adapt, start }: LiveFilesOptions): string[] {
+  return [
+    "--define",
+    ...(keepIdentity ? ["--keep-identity"] : []),
+    "--live",
+    ...(start ? [] : ["--no-start"]),
+    ...(adapt ? ["--adapt"] : []),
+  ];
+}
+
 /** Makes them, each noted in the state before it has its name; the state is `ready` then. */
 export async function makeFiles(
   options: LiveFilesOptions,
@@ -106,7 +118,7 @@ export async function makeFiles(
   // Zeroes that are noted would be copied with what the guest writes.
   await makeOverlays(server, images, { force, notesZeroes: false, beforeNames: noteMade });
   await using boot = await RestoredFiles.stage({
-    ...{ repository, domain, point, targets, force, sync: true, signal },
+    ...{ repository, domain, point, targets, force, sync: true, signal, asked: askedOf(options) },
   });
   await noteMade(boot.finished);
   await boot.publish();

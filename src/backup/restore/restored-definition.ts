@@ -24,7 +24,7 @@ import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { turnFor } from "./domain-turn.js";
 import { refuseInside } from "./restore.js";
-import type { FileTarget } from "./restored-files.js";
+import { type FileTarget, without } from "./restored-files.js";
 
 export interface RestoredDefinitionOptions {
   readonly repository: Repository;
@@ -59,6 +59,8 @@ export interface RestoredDefinitionOptions {
   readonly adapt?: boolean | undefined;
   /** It is started at once. Default: false. */
   readonly starts?: boolean | undefined;
+  /** @internal The command's options that ask for it, for messages: `--define`. Default: none. */
+  readonly asked?: readonly string[] | undefined;
   /** @internal The last change to it, before it is compared with what the host has. */
   readonly adjust?: ((xml: string) => string) | undefined;
   /** Replace a file that exists at the XML's path. */
@@ -133,7 +135,7 @@ export class RestoredDefinition {
       throw new UsageError("E_DEFINE", message);
     }
     const name = keepIdentity ? old.name : (options.name ?? `${old.name}-restored`);
-    refuseName(name);
+    refuseName(name, keepIdentity);
     const xmlPath = "file" in place ? place.file : join(place.folder, `${name}.xml`);
     if ([...disks.values()].some(({ path }) => path === resolve(xmlPath))) {
       throw new UsageError("E_DEFINE", `${xmlPath} is where a disk goes: name another file with --xml`);
@@ -159,9 +161,11 @@ export class RestoredDefinition {
     const own = new Set([...[...disks.values()].map(({ path }) => path), ...moved.values()]);
     const adjusted = options.adjust?.(made.xml) ?? made.xml;
     const { adapt = false, starts = false, boxed: keepsNetworks = false } = options;
-    const fit = await (libvirt && fitToHost(adjusted, { libvirt, name, own, starts, keepsNetworks, adapt }));
+    const byHand = toWriteOnly(options.asked);
+    const wanted = { name, own, starts, keepsNetworks, adapt, byHand };
+    const fit = await (libvirt && fitToHost(adjusted, { libvirt, ...wanted }));
     const { xml, adapted } = fit ?? { xml: adjusted, adapted: [] };
-    const left = await (libvirt && tryOut(libvirt, name, xml));
+    const left = await (libvirt && tryOut(libvirt, { name, xml, byHand }));
     const warnings = left === undefined ? made.warnings : [...made.warnings, left];
     const networks = networksOf(xml);
     return new RestoredDefinition(
@@ -253,13 +257,16 @@ async function refuseOld(
  * @returns a warning
  * @throws {PreconditionError} `E_DEFINITION_REFUSED`
  */
-async function tryOut(libvirt: Libvirt, name: string, xml: string): Promise<string | undefined> {
+async function tryOut(
+  libvirt: Libvirt,
+  { name, xml, byHand }: { readonly name: string; readonly xml: string; readonly byHand: string },
+): Promise<string | undefined> {
   const trial = { name: `nbdpull-trial-${randomUUID().slice(0, 8)}`, uuid: randomUUID() };
   try {
     return await tryDefinition(libvirt, { ...trial, xml: renamed(xml, trial) });
   } catch (cause) {
     if (!hasCode(cause, "E_LIBVIRT_REFUSED")) throw cause;
-    const message = `libvirt would not take the definition of ${name}: ${messageOf(cause)}. Nothing was restored. Use --xml FILE instead of --define, mend that file, then \`virsh define\` it`;
+    const message = `libvirt would not take the definition of ${name}: ${messageOf(cause)}. Nothing was restored. ${byHand} and given to \`virsh define\``;
     throw new PreconditionError("E_DEFINITION_REFUSED", message, { cause, details: { domain: name } });
   }
 }
@@ -273,20 +280,28 @@ function pathOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined
   return join(dirname(xmlPath), `${basename(xmlPath, ".xml")}.${file}`);
 }
 
-async function readDefinition({ repository, domain, point }: RestoredDefinitionOptions): Promise<string> {
+/** How to have a definition that is not taken as it is; the beginning of a sentence. */
+function toWriteOnly(asked: readonly string[] = []): string {
+  const others = asked.filter((option) => option !== "--xml" && option !== "--keep-identity");
+  return `nbdpull restore with --xml FILE${others.length === 0 ? "" : ` and${without(others)}`} writes the definition, to be mended by hand`;
+}
+
+async function readDefinition(options: RestoredDefinitionOptions): Promise<string> {
+  const { repository, domain, point, asked } = options;
+  const next = `nothing was restored. The disks can be, by nbdpull restore${without(asked)}, for a domain that is defined by hand`;
   await using folder = await repository.openPoint(domain, point.id);
   // Earlier versions stored the definition without its digest.
   const kept = point.files?.find(({ role }) => role === "definition");
   const damage = kept && (await damageOf(folder, kept));
   if (damage !== undefined) {
-    const message = `the definition of point ${point.id} is damaged (${damage}): nothing was restored. Restore without --define and --xml, and define a domain by hand`;
+    const message = `the definition of point ${point.id} is damaged (${damage}): ${next}`;
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: kept?.file } });
   }
   try {
     return (await folder.read("domain.xml", MOST_BYTES)).toString("utf8");
   } catch (cause) {
     if (!isMissing(cause)) throw cause;
-    const message = `point ${point.id} of ${domain} has no definition of its domain, because libvirt was not asked for one when it was made: nothing was restored. Restore without --define, and define a domain by hand`;
+    const message = `point ${point.id} of ${domain} has no definition of its domain, because libvirt was not asked for one when it was made: ${next}`;
     throw new PreconditionError("E_NO_DEFINITION", message, { cause, details: { domain, point: point.id } });
   }
 }
@@ -295,12 +310,13 @@ async function readDefinition({ repository, domain, point }: RestoredDefinitionO
  * Throws if a domain can't have this name, which becomes the name of files here and in libvirt.
  * @throws {UsageError} `E_DEFINE`
  */
-function refuseName(name: string): void {
+function refuseName(name: string, keepIdentity: boolean): void {
   const bytes = Buffer.byteLength(name);
   const isName = /^[^/\p{Cc}]+$/u.test(name) && !/^[-.]/.test(name);
   if (isName && bytes <= MAX_NAME_BYTES) return;
+  const next = `${keepIdentity ? "Leave --keep-identity out, and choose" : "Choose"} another one with --define=NAME`;
   const message = isName
-    ? `"${name}" has ${bytes} bytes, and the name of a restored domain can have at most ${MAX_NAME_BYTES} bytes. Choose another one with --define=NAME`
-    : `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or ".". Choose another one with --define=NAME`;
+    ? `"${name}" has ${bytes} bytes, and the name of a restored domain can have at most ${MAX_NAME_BYTES} bytes. ${next}`
+    : `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or ".". ${next}`;
   throw new UsageError("E_DEFINE", message, { details: { domain: name } });
 }

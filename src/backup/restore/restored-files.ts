@@ -29,6 +29,8 @@ export interface RestoredFilesOptions {
   readonly force: boolean;
   /** Flush to stable storage. */
   readonly sync: boolean;
+  /** @internal The command's options that need these files, for messages: `--define`. Default: none. */
+  readonly asked?: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -108,11 +110,20 @@ export class RestoredFiles implements AsyncDisposable {
   }
 
   async #refuseDamage(folder: StoredFolder, file: KeptFile): Promise<void> {
-    const { point, signal } = this.#options;
+    const { point, signal, asked } = this.#options;
     signal?.throwIfAborted();
     const damage = await damageOf(folder, file, signal);
     if (damage === undefined) return;
-    const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be: name them with --disk, without --define and --xml`;
+    const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be, by nbdpull restore${without(asked)}: name them with --disk`;
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: file.file } });
   }
+}
+
+/**
+ * The part of a sentence that names the options to leave out, and no others: ` without --define and --live`.
+ */
+export function without(asked: readonly string[] = []): string {
+  const [last, ...others] = asked.toReversed();
+  if (last === undefined) return "";
+  return ` without ${others.length === 0 ? last : `${others.reverse().join(", ")} and ${last}`}`;
 }
