@@ -2,6 +2,8 @@
 import { type Command, InvalidArgumentError } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import type { FullEvery, Level } from "../src/backup/guest/levels.js";
+import { grouped } from "./option-groups.js";
+import { LEVELS_GROUP } from "./options.js";
 
 export interface FullEveryOptions {
   readonly fullEvery?: FullEvery;
@@ -12,10 +14,12 @@ const WEEKDAYS = ["sunday", "monday", "tuesday", "wednesday", "thursday", "frida
 const MOST_DAYS = 3650;
 
 export function withFullEvery(command: Command): Command {
-  return command.option(
-    "--full-every <when>",
-    "take a full point when the last one is N days old (7), or on a weekday (sunday); else an increment",
-    parseFullEvery,
+  return grouped(command, LEVELS_GROUP, () =>
+    command.option(
+      "--full-every <when>",
+      "take a full point when the last one is N days old (7), or on a weekday (sunday); else an increment",
+      parseFullEvery,
+    ),
   );
 }
 

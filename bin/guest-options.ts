@@ -4,7 +4,16 @@ import type { EncryptedPolicy } from "../src/backup/guest/encrypted-disks.js";
 import { LEVELS, type Level } from "../src/backup/guest/levels.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
-import { collect, type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";
+import { grouped } from "./option-groups.js";
+import {
+  collect,
+  DISKS_GROUP,
+  LEVELS_GROUP,
+  SCRATCH_GROUP,
+  type ScratchOptions,
+  withEncrypted,
+  withScratchReserve,
+} from "./options.js";
 
 export const SCRATCH_PARENT = "/var/tmp";
 
@@ -20,21 +29,33 @@ export interface GuestOptions extends JobServerOptions, ScratchOptions {
 
 export function withGuest(command: Command): Command {
   command
-    .addOption(
-      new Option("--level <level>", "what to take; auto is incremental where that is possible")
-        .choices([...LEVELS])
-        .default("auto"),
-    )
-    .option("--include <disk>", "only this disk; may be given several times", collect)
-    .option("--exclude <disk>", "not this disk; may be given several times", collect)
     .option(
       "--freeze [what]",
       "freeze the guest's file systems while the job begins: all of them, /A,/B only these, auto where an agent answers; default no",
       mountpoints,
     )
-    .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  return withJobServer(withScratchReserve(withEncrypted(command)));
+  grouped(command, LEVELS_GROUP, () =>
+    command.addOption(
+      new Option("--level <level>", "what to take; auto is incremental where that is possible")
+        .choices([...LEVELS])
+        .default("auto"),
+    ),
+  );
+  grouped(command, DISKS_GROUP, () =>
+    command
+      .option("--include <disk>", "only this disk; may be given several times", collect)
+      .option("--exclude <disk>", "not this disk; may be given several times", collect),
+  );
+  withEncrypted(command);
+  grouped(command, SCRATCH_GROUP, () =>
+    command.option(
+      "--scratch <dir>",
+      "where the job's folder is made, for socket and scratch files",
+      SCRATCH_PARENT,
+    ),
+  );
+  return withJobServer(withScratchReserve(command));
 }
 
 /** Of Windows guests they are `C:\\` and the like. */

@@ -3,6 +3,7 @@ import { type Command, InvalidArgumentError } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/host/listen-address.js";
 import type { TcpServer } from "../src/backup/libvirt/documents/begin-xml.js";
+import { grouped } from "./option-groups.js";
 import { type NetworkOptions, withNetwork } from "./options.js";
 
 export interface JobServerOptions extends NetworkOptions {
@@ -13,7 +14,7 @@ export interface JobServerOptions extends NetworkOptions {
 }
 
 export function withJobServer(command: Command): Command {
-  return withNetwork(
+  grouped(command, "TCP and TLS", () =>
     command
       .option(
         "--server <kind>",
@@ -23,6 +24,7 @@ export function withJobServer(command: Command): Command {
       .option("--tls", "with --server tcp: by TLS only, for which the hypervisor needs certificates")
       .option("--allow-remote", "with --server tcp: without TLS also where other machines can connect"),
   );
+  return withNetwork(command);
 }
 
 /**

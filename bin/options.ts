@@ -11,6 +11,7 @@ import type { ImageFormat } from "../src/backup/image/image.js";
 import type { CompressionMethod } from "../src/backup/qcow2/can-compress.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import { type LimitOptions, MOST_SECONDS, wholeNumber, withLimits } from "./network-limits.js";
+import { grouped } from "./option-groups.js";
 import { parseSize } from "./sizes.js";
 import type { ColourChoice } from "./terminal.js";
 import { parseDuration } from "./times.js";
@@ -72,6 +73,11 @@ export interface CreateOptions {
   readonly create?: true;
 }
 
+/** Headings that have options of several kinds of commands. */
+export const DISKS_GROUP = "Which disks";
+export const LEVELS_GROUP = "Levels and bases";
+export const SCRATCH_GROUP = "The job's folder and scratch space";
+
 /** Of commands that take the repository as an argument. */
 export const REPO = "the repository; left out where NBDPULL_REPOSITORY or the configuration file names it";
 
@@ -86,101 +92,115 @@ export function examples(...commands: readonly string[]): string {
 }
 
 export function withTalk(command: Command): Command {
-  return command
-    .option("--json", "print one JSON document on stdout at the end, errors included")
-    .option("--quiet", "no progress and no notes on stderr")
-    .option("--verbose", "stack traces and causes of errors")
-    .option("--strict", "exit 5 when there were warnings")
-    .option("--config <file>", "settings, instead of /etc/nbdpull.toml")
-    .addOption(
-      new Option(
-        "--color <when>",
-        "colours: auto (on a terminal, unless NO_COLOR is set), always or never",
-      ).choices(["auto", "always", "never"]),
-    );
+  return grouped(command, "Every command", () =>
+    command
+      .option("--json", "print one JSON document on stdout at the end, errors included")
+      .option("--quiet", "no progress and no notes on stderr")
+      .option("--verbose", "stack traces and causes of errors")
+      .option("--strict", "exit 5 when there were warnings")
+      .option("--config <file>", "settings, instead of /etc/nbdpull.toml")
+      .addOption(
+        new Option(
+          "--color <when>",
+          "colours: auto (on a terminal, unless NO_COLOR is set), always or never",
+        ).choices(["auto", "always", "never"]),
+      ),
+  );
 }
 
 export function withNetwork(command: Command): Command {
-  return withLimits(command)
-    .option(
-      "--connections <n>",
-      "NBD connections an export, where the server allows several (default 2, with TLS 1, up to 4 where it is far)",
-      positive,
-    )
-    .option(
-      "--host-override <name>",
-      "connect to this host; certificates are still checked against the URI's",
-    )
-    .option("--tls-ca <file>", "trust only this CA; nbds:// or the job's tls='yes' make TLS required")
-    .option("--tls-cert <file>", "client certificate")
-    .option("--tls-key <file>", "its key")
-    .option("--tls-psk-file <file>", "pre-shared key instead of certificates: USERNAME:HEXKEY lines")
-    .option("--insecure", "encrypt, but take any certificate: to whom is unknown");
+  return grouped(command, "Reaching a server", () =>
+    withLimits(command)
+      .option(
+        "--connections <n>",
+        "NBD connections an export, where the server allows several (default 2, with TLS 1, up to 4 where it is far)",
+        positive,
+      )
+      .option(
+        "--host-override <name>",
+        "connect to this host; certificates are still checked against the URI's",
+      )
+      .option("--tls-ca <file>", "trust only this CA; nbds:// or the job's tls='yes' make TLS required")
+      .option("--tls-cert <file>", "client certificate")
+      .option("--tls-key <file>", "its key")
+      .option("--tls-psk-file <file>", "pre-shared key instead of certificates: USERNAME:HEXKEY lines")
+      .option("--insecure", "encrypt, but take any certificate: to whom is unknown"),
+  );
 }
 
 export function withReconnect(command: Command): Command {
-  return command.option(
-    "--reconnect <seconds>",
-    `how long a lost connection may be away (default ${RECONNECT_SECONDS}; 0: a loss is a failure)`,
-    wholeNumber(0, MOST_SECONDS),
+  return grouped(command, "Reaching a server", () =>
+    command.option(
+      "--reconnect <seconds>",
+      `how long a lost connection may be away (default ${RECONNECT_SECONDS}; 0: a loss is a failure)`,
+      wholeNumber(0, MOST_SECONDS),
+    ),
   );
 }
 
 export function withCopy(command: Command): Command {
-  return command
-    .addOption(
-      new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
-    )
-    .addOption(
-      new Option("--compress [method]", "compress a qcow2 image, by deflate (default) or zstd").choices(
-        COMPRESSION_METHODS,
-      ),
-    )
-    .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
-    .option(
-      "--in-flight <bytes>",
-      "bytes under way at once (default 4M, up to 64M where the server is far; at most 1G)",
-      upTo(MAX_IN_FLIGHT),
-    )
-    .option(
-      "--request-size <bytes>",
-      "largest request, though never less than a cluster (default 512K, or 1M after one of 8M; at most 64M)",
-      upTo(MAX_REQUEST),
-    )
-    .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);
+  return grouped(command, "The image", () =>
+    command
+      .addOption(
+        new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
+      )
+      .addOption(
+        new Option("--compress [method]", "compress a qcow2 image, by deflate (default) or zstd").choices(
+          COMPRESSION_METHODS,
+        ),
+      )
+      .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
+      .option(
+        "--in-flight <bytes>",
+        "bytes under way at once (default 4M, up to 64M where the server is far; at most 1G)",
+        upTo(MAX_IN_FLIGHT),
+      )
+      .option(
+        "--request-size <bytes>",
+        "largest request, though never less than a cluster (default 512K, or 1M after one of 8M; at most 64M)",
+        upTo(MAX_REQUEST),
+      )
+      .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size),
+  );
 }
 
 export function withScratchReserve(command: Command): Command {
-  return command.option(
-    "--scratch-reserve <bytes>",
-    "give the backup up when less is left for scratch files (default a tenth of the room, at most 4G; 0: only warn)",
-    (text) => (text === "0" ? 0 : size(text)),
+  return grouped(command, SCRATCH_GROUP, () =>
+    command.option(
+      "--scratch-reserve <bytes>",
+      "give the backup up when less is left for scratch files (default a tenth of the room, at most 4G; 0: only warn)",
+      (text) => (text === "0" ? 0 : size(text)),
+    ),
   );
 }
 
 export function withEncrypted(command: Command): Command {
-  return command.addOption(
-    new Option(
-      "--encrypted <policy>",
-      "disks that are encrypted on the host, and would be plain text in the point: stored with a warning, refused, or stored",
-    )
-      .choices([...ENCRYPTED_POLICIES])
-      .default("warn"),
+  return grouped(command, DISKS_GROUP, () =>
+    command.addOption(
+      new Option(
+        "--encrypted <policy>",
+        "disks that are encrypted on the host, and would be plain text in the point: stored with a warning, refused, or stored",
+      )
+        .choices([...ENCRYPTED_POLICIES])
+        .default("warn"),
+    ),
   );
 }
 
 export function withProof(command: Command): Command {
-  return command
-    .option(
-      "--prove-base <n>",
-      "before an increment, compare so many clean clusters of each disk with its base, or all, or none (default 64)",
-      proofAmount,
-    )
-    .option(
-      "--prove-seed <seed>",
-      "choose the clusters that an earlier backup chose by this seed",
-      proofSeed,
-    );
+  return grouped(command, "The proof of a base", () =>
+    command
+      .option(
+        "--prove-base <n>",
+        "before an increment, compare so many clean clusters of each disk with its base, or all, or none (default 64)",
+        proofAmount,
+      )
+      .option(
+        "--prove-seed <seed>",
+        "choose the clusters that an earlier backup chose by this seed",
+        proofSeed,
+      ),
+  );
 }
 
 function proofAmount(text: string): ProveSettings["amount"] {
@@ -193,13 +213,15 @@ function proofSeed(text: string): string {
 }
 
 export function withDigests(command: Command, otherwise: string): Command {
-  return command
-    .option(
-      "--digests [algorithm]",
-      `digests of every cluster: sha256, or xxh64, which finds damage but no forgery (${otherwise})`,
-      digestAlgorithm,
-    )
-    .option("--no-digests", "store no digests");
+  return grouped(command, "The image", () =>
+    command
+      .option(
+        "--digests [algorithm]",
+        `digests of every cluster: sha256, or xxh64, which finds damage but no forgery (${otherwise})`,
+        digestAlgorithm,
+      )
+      .option("--no-digests", "store no digests"),
+  );
 }
 
 /** For commands that write to a repository as root, or let it decide what runs on this host. */

@@ -4,6 +4,7 @@
  */
 import { type Command, Help } from "commander";
 import { EXIT_MEANINGS } from "./exit-codes.js";
+import { ungroupFew } from "./option-groups.js";
 import { withTalk } from "./options.js";
 import type { Run } from "./run.js";
 import { UsageCommand } from "./usage-errors.js";
@@ -81,7 +82,7 @@ export async function loadProgram(called: string, run: Run): Promise<Command> {
   }
   program.helpCommand("help [command]", "the same as COMMAND --help");
   for (const command of program.commands) {
-    withTalk(command)
+    ungroupFew(withTalk(command))
       .showHelpAfterError(`(nbdpull ${command.name()} --help tells more, and has examples)`)
       .configureHelp({
         optionDescription: (option) =>

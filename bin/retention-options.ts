@@ -1,5 +1,6 @@
 /** What `prune` and `run` keep. */
 import { type Command, InvalidArgumentError } from "commander";
+import { grouped } from "./option-groups.js";
 
 export interface RetentionOptions {
   readonly keepLast?: number | undefined;
@@ -9,11 +10,13 @@ export interface RetentionOptions {
 }
 
 export function withRetention(command: Command): Command {
-  return command
-    .option("--keep-last <n>", "keep the newest N points", count)
-    .option("--keep-daily <n>", "keep the newest point of each of the last N days that have points", count)
-    .option("--keep-weekly <n>", "the same of weeks, which begin on Monday", count)
-    .option("--keep-monthly <n>", "the same of months", count);
+  return grouped(command, "What to keep", () =>
+    command
+      .option("--keep-last <n>", "keep the newest N points", count)
+      .option("--keep-daily <n>", "keep the newest point of each of the last N days that have points", count)
+      .option("--keep-weekly <n>", "the same of weeks, which begin on Monday", count)
+      .option("--keep-monthly <n>", "the same of months", count),
+  );
 }
 
 function count(text: string): number {

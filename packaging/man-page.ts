@@ -1,6 +1,7 @@
 /** Man pages, from what the help is made of: one of the program, and one of each command. */
 import { type Argument, type Command, Help, type Option } from "commander";
 import { EXIT_MEANINGS } from "../bin/exit-codes.js";
+import { optionsByHeading } from "../bin/option-groups.js";
 import { settingsOf } from "../bin/settings.js";
 import { type ManProse, manProse } from "./man-prose.js";
 
@@ -99,8 +100,12 @@ function argumentEntry(argument: Argument): string {
 
 /** With what the page says of an option, which may be more than the help. */
 function optionsOf(command: Command, { options }: ManProse): string {
-  const visible = command.createHelp().visibleOptions(command);
-  return visible.map((option) => optionEntry(option, options.get(option.long ?? ""))).join("\n");
+  return [...optionsByHeading(command)]
+    .flatMap(([heading, group]) => [
+      ...(heading === "" ? [] : [`.SS ${raw(heading)}`]),
+      ...group.map((option) => optionEntry(option, options.get(option.long ?? ""))),
+    ])
+    .join("\n");
 }
 
 function optionEntry(option: Option, told: string | undefined): string {

@@ -24,7 +24,12 @@ export function manProse(markdown: string, page: string | undefined): ManProse {
   const options = new Map(tree.children.flatMap(optionsOf));
   const children: RootContent[] = tree.children
     .filter(
-      (node) => !isTitle(node) && optionsOf(node).length === 0 && node.type !== "html" && !isPicture(node),
+      (node, i, all) =>
+        !isTitle(node) &&
+        optionsOf(node).length === 0 &&
+        node.type !== "html" &&
+        !isPicture(node) &&
+        !isHeadingOfOptions(node, all[i + 1]),
     )
     .map((node) => {
       if (node.type === "heading") return { ...node, depth: 3 };
@@ -70,6 +75,12 @@ function isTitle(node: RootContent): boolean {
 
 function isPicture(node: RootContent): boolean {
   return node.type === "paragraph" && node.children.every(({ type }) => type === "image");
+}
+
+/** A line of bold text above a block of options, which the list of options has from the help. */
+function isHeadingOfOptions(node: RootContent, next: RootContent | undefined): boolean {
+  const isBold = node.type === "paragraph" && node.children.every(({ type }) => type === "strong");
+  return isBold && next !== undefined && optionsOf(next).length > 0;
 }
 
 /** Of a block of code that lists options: `--flag VALUE   text`, whose further lines are indented. */

@@ -1,6 +1,7 @@
 /** What may stand where in a command, as shells are told it. Made from the commands themselves. */
-import { type Command, Help, type Option } from "commander";
+import type { Command, Option } from "commander";
 import { DIGEST_ALGORITHMS } from "../../src/backup/digest/algorithms.js";
+import { optionsByHeading } from "../option-groups.js";
 
 /**
  * What a word may be. `repository`: a folder. `domain`: one that the repository has. `point`: one that the
@@ -76,7 +77,9 @@ export function wordsOf(program: Command): readonly CommandWords[] {
     return {
       name: command.name(),
       description: command.description(),
-      options: new Help().visibleOptions(command).map((option) => optionWords(option, command.name())),
+      options: [...optionsByHeading(command).values()]
+        .flat()
+        .map((option) => optionWords(option, command.name())),
       args: registeredArguments.map((argument) => ({
         kind: kindOfArgument(argument.name(), command.name()),
         words: argument.argChoices ?? [],

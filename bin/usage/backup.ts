@@ -38,7 +38,7 @@ export function addBackup(program: Command, run: Run): void {
   withCreate(
     withTrust(
       withReconnect(
-        withFullEvery(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+        withProof(withDigests(withCopy(withGuest(withFullEvery(command))), `default ${DEFAULT_DIGESTS}`)),
       ),
     ),
   ).action(run(async () => (await import("../commands/backup.js")).runBackup));

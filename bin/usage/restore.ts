@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { withCache } from "../cache-options.js";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
+import { grouped } from "../option-groups.js";
 import { examples, REPO, withCopy, withNetwork, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
@@ -30,32 +31,41 @@ export function addRestore(program: Command, run: Run): void {
     .option(
       "--salvage",
       "of a damaged point: write what is provable, zeroes for the rest, and list that; exit 3",
-    )
-    .option(
-      "--define [name]",
-      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt; a name is given as --define=NAME",
-    )
-    .option(
-      "--keep-identity",
-      "with --define: for a domain that is gone, with its own name, UUID and MACs; refused while it is there",
-    )
-    .option(
-      "--live",
-      "with --define: start the domain at once, from the repository; its disks are filled meanwhile",
-    )
-    .option("--resume", "with --live: only go on with one that was killed")
-    .option("--no-start", "with --live: only define the domain, and wait until somebody starts it")
-    .option("--xml <file>", "where that definition is written; without --define it is only written")
-    .option(
-      "--trust-definition",
-      "let that definition name files, devices and programs of this host, as the stored one does",
-    )
-    .option(
-      "--adapt",
-      "with --define: change of that definition what this host has not (machine type, CPU, firmware, networks), and tell it",
-    )
-    .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withCache(withTrust(withNetwork(withCopy(withWhose(command))))).action(
+    );
+  withWhose(command);
+  grouped(command, "A domain on the restored disks", () =>
+    command
+      .option(
+        "--define [name]",
+        "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt; a name is given as --define=NAME",
+      )
+      .option(
+        "--keep-identity",
+        "with --define: for a domain that is gone, with its own name, UUID and MACs; refused while it is there",
+      )
+      .option("--xml <file>", "where that definition is written; without --define it is only written")
+      .option(
+        "--trust-definition",
+        "let that definition name files, devices and programs of this host, as the stored one does",
+      )
+      .option(
+        "--adapt",
+        "with --define: change of that definition what this host has not (machine type, CPU, firmware, networks), and tell it",
+      )
+      .option("--connect <uri>", "libvirt connection, as virsh -c"),
+  );
+  grouped(command, "A machine that runs at once", () =>
+    withCache(
+      command
+        .option(
+          "--live",
+          "with --define: start the domain at once, from the repository; its disks are filled meanwhile",
+        )
+        .option("--resume", "with --live: only go on with one that was killed")
+        .option("--no-start", "with --live: only define the domain, and wait until somebody starts it"),
+    ),
+  );
+  withTrust(withNetwork(withCopy(command))).action(
     run(async () => (await import("../commands/restore.js")).runRestore),
   );
 }

@@ -34,11 +34,12 @@ export function addRun(program: Command, run: Run): void {
     )
     .option("--report <file>", "at the end write the report of the repository, as report --html does")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withRetention(
-    withTrust(
-      withReconnect(
-        withFullEvery(
-          withGuest(withProof(withDigests(withCopy(withMaxAge(command)), `default ${DEFAULT_DIGESTS}`))),
+  withTrust(
+    withReconnect(
+      withProof(
+        withDigests(
+          withCopy(withGuest(withFullEvery(withRetention(withMaxAge(command))))),
+          `default ${DEFAULT_DIGESTS}`,
         ),
       ),
     ),

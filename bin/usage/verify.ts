@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
 import { SCRATCH_PARENT } from "../guest-options.js";
 import { MOST_SHARES, wholeNumber } from "../network-limits.js";
+import { grouped } from "../option-groups.js";
 import { examples, REPO, size, withReconnect, withScratchReserve, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
@@ -32,16 +33,22 @@ export function addVerify(program: Command, run: Run): void {
 }
 
 function withLive(command: Command): Command {
-  return withReconnect(
-    withScratchReserve(
-      command
-        .option("--live", "compare the running domain with its newest chain instead, and take no point")
-        .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
-        .option(
-          "--scratch <dir>",
-          `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`,
-        )
-        .option("--limit-rate <bytes/s>", "with --live: read no faster than this, all disks together", size),
+  return grouped(command, "The living disk", () =>
+    withReconnect(
+      withScratchReserve(
+        command
+          .option("--live", "compare the running domain with its newest chain instead, and take no point")
+          .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
+          .option(
+            "--scratch <dir>",
+            `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`,
+          )
+          .option(
+            "--limit-rate <bytes/s>",
+            "with --live: read no faster than this, all disks together",
+            size,
+          ),
+      ),
     ),
   );
 }

@@ -43,6 +43,10 @@ describeWith(["man", "mandoc"], "the man pages", () => {
       expect(optionsIn(options, /^ {5,7}(?:-\w, )?(--[a-z-]+)/gm).sort()).toEqual(
         optionsIn(help, /^ {2}(?:-\w, )?(--[a-z-]+)/gm).sort(),
       );
+      const headings = optionsIn(help, /^(\S.*):$/gm).filter(
+        (each) => !/^(?:Arguments|Options|Examples?)$/.test(each),
+      );
+      expect(optionsIn(options, /^ {3}(\S.*)$/gm)).toEqual(headings);
       const [, usage = ""] = /^Usage: nbdpull [a-z]+ \[options\](.*)/m.exec(help) ?? [];
       const [, examples = ""] = help.split(/^Examples?:\n/m);
       for (const word of usage.match(/[a-z]+/g) ?? []) expect(plain).toContain(word.toUpperCase());
