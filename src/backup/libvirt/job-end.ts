@@ -5,7 +5,7 @@ import { BackupError, hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { JobInfo } from "./job-info.js";
 import { PATIENCE_MS } from "./libvirt-calls.js";
-import { isJobGone } from "./libvirt-errors.js";
+import { isHeldByEvent, isJobGone } from "./libvirt-errors.js";
 
 /** How long a job that is to end is waited for, in milliseconds. */
 interface EndPatience {
@@ -45,7 +45,10 @@ interface JobToEnd {
   /** Without patience: a libvirt that is away is waited for here. */
   readonly look: () => Promise<SeenJob>;
   /** Has libvirt cancel whatever job runs, or nothing after `sendBefore`. Called again only after a look. */
-  readonly cancel: (sendBefore: number) => Promise<unknown>;
+  readonly cancel: (sending: {
+    readonly sendBefore: number;
+    readonly onSent: () => void;
+  }) => Promise<unknown>;
 }
 
 interface EndOptions {
@@ -67,13 +70,21 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
   const { patience, isKnown = false, isOurs, onCancelled, onWait } = options;
   const { name } = job;
   using end = new JobEnd(patience, () => onWait?.(end.isCancelled ? slowMessage(name) : busyMessage(name)));
+  let isTold = false;
+  const tellIfTaken = (): void => {
+    if (isTold || !(end.isCancelled || end.isTaken)) return;
+    isTold = true;
+    onCancelled?.();
+  };
   const isCancelled = async (): Promise<boolean> => {
-    if (await end.cancel(() => job.cancel(performance.now() + CANCEL_WITHIN_MS))) onCancelled?.();
+    await end.cancel((onSent) => job.cancel({ sendBefore: performance.now() + CANCEL_WITHIN_MS, onSent }));
+    tellIfTaken();
     return end.isCancelled;
   };
   if (isKnown) await isCancelled();
   for (;;) {
     const seen = await end.look(job.look);
+    tellIfTaken();
     const state = judgeJob(seen, isOurs);
     if (state === "gone") return;
     // The job is usually gone once libvirt has answered.
@@ -147,6 +158,8 @@ export class JobEnd implements Disposable {
   readonly #began = performance.now();
   readonly #timer: NodeJS.Timeout;
   #isCancelled = false;
+  /** A cancelling was sent whose answer is lost. */
+  #mayBeTaken = false;
   #failure: unknown;
   /** Since when libvirt gives no answer, to whatever it is asked. */
   #away: number | undefined;
@@ -174,6 +187,14 @@ export class JobEnd implements Disposable {
     return this.#isCancelled;
   }
 
+  /**
+   * Whether libvirt has taken a cancelling although its answer is lost: it has heard of the end of what QEMU
+   * did for the job, and QEMU doesn't let it get on.
+   */
+  get isTaken(): boolean {
+    return this.#mayBeTaken && isHeldByEvent(this.#failure);
+  }
+
   /** Why the last question was not answered; undefined: it was. */
   get failure(): unknown {
     return this.#failure;
@@ -188,10 +209,14 @@ export class JobEnd implements Disposable {
   }
 
   /** @returns false if libvirt may not have taken it: it was too busy, or did not answer */
-  async cancel(cancel: () => Promise<unknown>): Promise<boolean> {
+  async cancel(cancel: (onSent: () => void) => Promise<unknown>): Promise<boolean> {
     const asked = performance.now();
+    let wasSent = false;
+    const onSent = (): void => {
+      wasSent = true;
+    };
     const taken = await this.#ask(() =>
-      cancel().then(
+      cancel(onSent).then(
         () => true,
         (error: unknown) => {
           // The job may have ended since libvirt was asked.
@@ -201,6 +226,8 @@ export class JobEnd implements Disposable {
       ),
     );
     this.#isCancelled = taken ?? false;
+    // A libvirt that is too busy has answered: it has not taken this one.
+    if (wasSent && !hasCode(this.#failure, "E_DOMAIN_BUSY")) this.#mayBeTaken = true;
     this.#untaken = taken ? undefined : (this.#untaken ?? asked);
     // QEMU begins to end it only now, however long it was seen before.
     this.#stillMs = 0;

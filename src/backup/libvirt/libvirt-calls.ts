@@ -44,7 +44,7 @@ const TIMEOUT_MS = 90_000;
 /** For what libvirt also does by itself when the connection ends. */
 const FAREWELL_MS = 5000;
 
-type Sending = Pick<CallOptions, "again" | "sendBefore">;
+type Sending = Pick<CallOptions, "again" | "sendBefore" | "onSent">;
 
 /** Calls to one libvirt: domains found by any name, patience, and typed errors. */
 export class LibvirtCalls {

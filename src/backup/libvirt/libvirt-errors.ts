@@ -213,6 +213,18 @@ export function isJobGone(error: unknown): boolean {
   return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }
 
+/** The thread of libvirt that sees to a QEMU's events; in older versions it has the name of its function. */
+const EVENT_THREAD = /=(?:qemu-event|qemuProcessEventHandler)\b/;
+
+/**
+ * Whether libvirt could not ask QEMU because it has waited for half a minute for what QEMU was told on an
+ * event. The one event whose answer can take that long is the end of a backup's block jobs: QEMU is told to
+ * end its NBD server then, and 7.2 hangs where a client doesn't read its replies.
+ */
+export function isHeldByEvent(error: unknown): boolean {
+  return hasCode(error, "E_DOMAIN_BUSY") && EVENT_THREAD.test(saidIn(error) ?? "");
+}
+
 /** Resolves with undefined if there is no job, or no domain. */
 export async function unlessGone<T>(answer: Promise<T>): Promise<T | undefined> {
   return await answer.catch((error: unknown) => {

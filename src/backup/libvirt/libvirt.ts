@@ -366,7 +366,8 @@ export class Libvirt implements AsyncDisposable {
    * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
    * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or
    *   returns false for that. Default: any is meant
-   * @param options.onCancelled called once libvirt has taken the cancelling
+   * @param options.onCancelled called once libvirt has taken the cancelling, as far as that is known: where its
+   *   answer is lost, half a minute later if QEMU hangs then
    * @param options.onWait called once with a message, if it takes long (`tellMs`, default 10 s)
    * @throws {BackupError} `E_JOB_STUCK`: it no longer moves
    */
@@ -385,8 +386,8 @@ export class Libvirt implements AsyncDisposable {
     if (known === undefined) return;
     // Without patience: if it isn't answered, or not even sent, it is looked again whose job runs then.
     const now = this.withPatience(0);
-    const cancel = (sendBefore: number) =>
-      now.calls.ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false, sendBefore });
+    const cancel = (sending: { readonly sendBefore: number; readonly onSent: () => void }) =>
+      now.calls.ask(remote.DOMAIN_ABORT_JOB, known, {}, { again: false, ...sending });
     const patience = { awayMs: this.#calls.patienceMs ?? PATIENCE_MS, ...options.patience };
     await endJob({ name: known.name, look: () => now.runningJob(known), cancel }, { ...options, patience });
   }

@@ -206,3 +206,75 @@ it("a cancelling that was never sent is made again only after another look at wh
   expect(server.calls.filter((call) => call !== CAPABILITIES)).toEqual([JOB_STATS, BACKUP_XML]);
   expect(server.clients).toHaveLength(2);
 });
+
+/** What libvirt 9 says for as long as QEMU does not answer to what it was told on an event. */
+const heldBy = (thread: string) => ({
+  refuse: 68,
+  message: `Timed out during operation: cannot acquire state change lock (held by monitor=${thread})`,
+});
+
+it.each(["hang up", "silence"] as const)(
+  "a cancelling whose answer is lost (%s) counts as taken when QEMU hangs at the end of its block jobs",
+  async (lost) => {
+    let isHanging = false;
+    let cancelled = 0;
+    await using server = await ScriptedLibvirt.start({
+      [JOB_STATS]: () => (isHanging ? heldBy("qemu-event") : none()),
+      [BACKUP_XML]: () => (isHanging ? described() : NO_BACKUP),
+      [ABORT]: () => {
+        isHanging = true;
+        return lost;
+      },
+    });
+    await using libvirt = new Libvirt({ connect: server.uri, timeoutMs: 300 });
+    // The client that QEMU waits for is cut off then.
+    const onCancelled = (): void => {
+      cancelled += 1;
+      setTimeout(() => {
+        isHanging = false;
+      }, 500);
+    };
+    const options = { isKnown: true, isOurs: () => true, onCancelled, patience: { libvirtMs: 10_000 } };
+    await libvirt.withPatience(10_000).abortJob(LAB, options);
+    expect(cancelled).toBe(1);
+  },
+);
+
+it.each([
+  ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainAbortJob"],
+  ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainBackupBegin"],
+  ["was refused", heldBy("qemu-event"), "qemu-event"],
+] as const)("but not where it %s: %j, %s", async (_, answer, thread) => {
+  let asked = 0;
+  await using server = await ScriptedLibvirt.start({
+    [JOB_STATS]: () => heldBy(thread),
+    [BACKUP_XML]: described,
+    [ABORT]: () => {
+      asked += 1;
+      return answer;
+    },
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = vi.fn();
+  const options = { isKnown: true, isOurs: () => true, onCancelled, patience: { libvirtMs: 500 } };
+  await expect(libvirt.abortJob(LAB, options)).rejects.toMatchObject({ code: "E_DOMAIN_BUSY" });
+  expect([asked, onCancelled.mock.calls.length]).toEqual([1, 0]);
+});
+
+it("nor where it was never sent", async () => {
+  await using server = await ScriptedLibvirt.start({
+    [AUTH_LIST]: () => "hang up",
+    [JOB_STATS]: () => heldBy("qemu-event"),
+    [BACKUP_XML]: described,
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = vi.fn();
+  const options = { isKnown: true, isOurs: () => true, onCancelled, patience: { libvirtMs: 1500 } };
+  const failed = expect(libvirt.withPatience(10_000).abortJob(LAB, options)).rejects.toMatchObject({
+    code: "E_DOMAIN_BUSY",
+  });
+  await sleep(300);
+  server.say({ [JOB_STATS]: () => heldBy("qemu-event"), [BACKUP_XML]: described });
+  await failed;
+  expect([onCancelled.mock.calls.length, server.calls.includes(ABORT)]).toEqual([0, false]);
+});

@@ -39,6 +39,8 @@ export interface CallOptions {
   readonly again?: boolean | undefined;
   /** A moment of `performance.now()`: later it is not sent any more, but fails with a {@link LateError}. */
   readonly sendBefore?: number | undefined;
+  /** Called once it is sent. From then on it may be done, whatever becomes of its answer. */
+  readonly onSent?: (() => void) | undefined;
 }
 
 /**
@@ -134,7 +136,7 @@ export class RpcConnection {
   async call<Args, Answer>(
     procedure: Procedure<Args, Answer>,
     args: Args,
-    { signal, timeoutMs, download, sendBefore }: CallOptions,
+    { signal, timeoutMs, download, sendBefore, onSent }: CallOptions,
   ): Promise<Answer> {
     signal?.throwIfAborted();
     this.#refuseIfLost();
@@ -159,7 +161,7 @@ export class RpcConnection {
         throw new LateError("what was asked before took too long", { wasSent: false });
       }
       wasSent = true;
-      const answer = await this.#answerTo(procedure, args, { limit: limit.signal, download });
+      const answer = await this.#answerTo(procedure, args, { limit: limit.signal, download, onSent });
       await download?.bytes;
       return answer;
     } finally {
@@ -173,7 +175,7 @@ export class RpcConnection {
   #answerTo<Args, Answer>(
     procedure: Procedure<Args, Answer>,
     args: Args,
-    { limit, download }: { readonly limit: AbortSignal; readonly download: Download | undefined },
+    { limit, download, onSent }: { readonly limit: AbortSignal } & Pick<CallOptions, "download" | "onSent">,
   ): Promise<Answer> {
     this.#refuseIfLost();
     const out = new XdrWriter();
@@ -193,6 +195,7 @@ export class RpcConnection {
     this.#transport.keepAwake(true);
     const { number, program = PROGRAM.remote } = procedure;
     this.#send({ ...HEADER, program, procedure: number, serial, payload: out.finish() });
+    onSent?.();
     const giveUp = (): void => {
       download?.fail(limit.reason);
       const call = this.#calls.get(serial);
