@@ -67,7 +67,10 @@ const DEPTH = 16;
 const BATCH = 16_384;
 /** Bytes of replies that may be queued. The larger replies are, the fewer requests run ahead. */
 const REPLY_BUDGET = 16 * 1024 * 1024;
-/** Smallest length of a request, however little the replies cover. */
+/**
+ * Smallest length of a request, however little the replies cover. The first one is as short, so that its
+ * extents can be read while the server still looks for the others.
+ */
 const MIN_REQUEST = 64 * 1024 * 1024;
 
 /**
@@ -149,7 +152,8 @@ class Lookahead {
   take(): Ask {
     const depth = Math.max(1, Math.min(this.#depth, Math.floor(REPLY_BUDGET / this.#largestReply)));
     while (this.#next < this.end && this.#queue.length < depth) {
-      const end = Math.min(this.#next + this.#requestLength, this.end);
+      const length = this.#next === this.start ? MIN_REQUEST : this.#requestLength;
+      const end = Math.min(this.#next + Math.min(length, this.#requestLength), this.end);
       this.#queue.push(this.#send(this.#next, end));
       this.#next = end;
     }

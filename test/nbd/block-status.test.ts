@@ -155,6 +155,26 @@ describe("block status", () => {
     await batches.return();
   });
 
+  it("asks for a short beginning too, whose extents come before the server has looked for the others", async () => {
+    const MiB = 1024 * 1024;
+    const size = 10_000 * MiB;
+    const asked: [number, number][] = [];
+    const ask: AskStatus = (offset, length) => {
+      asked.push([offset / MiB, length / MiB]);
+      if (offset > 0) return new Promise(() => undefined);
+      return Promise.resolve(
+        new Map([["one", new Descriptors(statusPayload(0, [length, 7]).subarray(4), 8)]]),
+      );
+    };
+    const wanted = { offset: 0, length: size, size, alignment: 1, maxRequest: 4000 * MiB };
+    const batches = blockStatus({ ...wanted, contexts: ["one"], ...generous() }, ask);
+    expect((await batches.next()).value?.length).toBe(64 * MiB);
+    expect(asked).toEqual([
+      [0, 64],
+      [64, 4000],
+    ]);
+  });
+
   it("returns a large reply in slices", async () => {
     const extents = Array.from({ length: 40_000 }, (_, index): [number, number] => [1, index % 2]);
     const reply = new Map([

@@ -17,6 +17,7 @@ import {
   NbdClient,
   OptionError,
   RequestError,
+  type StatusOptions,
   type Stretch,
 } from "../../nbd/index.js";
 import { PreconditionError } from "../base/errors.js";
@@ -78,25 +79,38 @@ async function openMapped(
   return other;
 }
 
+/** A first look at the map, which nearly always has a clean byte. In bytes. */
+const FIRST_LOOK = 64 * 1024 * 1024;
+
 /**
  * In QEMU's snapshot-access exports, a block status request that touches a clean byte fails for all contexts
  * together. There the bitmap can be queried only without the allocation. The first reply with a clean byte
- * decides.
+ * decides, so the beginning of the disk is looked at by itself: the pull asks for all of it once more.
  */
 async function isMappedWhereClean(
   client: NbdClient,
   dirtyName: string,
   signal: AbortSignal | undefined,
 ): Promise<boolean> {
+  const { size } = client.export;
+  const length = Math.min(FIRST_LOOK, size);
+  const heeding = signal ? { signal } : {};
   try {
-    for await (const { runs } of client.blockStatus(signal ? { signal } : {})) {
-      if (runs.get(dirtyName)?.flags.some((flags) => (flags & DIRTY) === 0)) break;
-    }
+    const isFound = await hasCleanBytes(client, dirtyName, { length, ...heeding });
+    if (!isFound && length < size) await hasCleanBytes(client, dirtyName, { offset: length, ...heeding });
     return true;
   } catch (error) {
     if (error instanceof RequestError && error.code === "NBD_REQUEST_FAILED") return false;
     throw error;
   }
+}
+
+/** Whether a part of the disk has clean bytes. Asks for no more than it takes to find some. */
+async function hasCleanBytes(client: NbdClient, dirtyName: string, part: StatusOptions): Promise<boolean> {
+  for await (const { runs } of client.blockStatus(part)) {
+    if (runs.get(dirtyName)?.flags.some((flags) => (flags & DIRTY) === 0)) return true;
+  }
+  return false;
 }
 
 /** The least that QEMU copies before a guest's write, in bytes. A larger unit is a multiple of it. */
