@@ -32,9 +32,10 @@ import { type ReplyHandler, ReplyParser } from "./wire/replies.js";
 import { encodeGoodbye, encodeRequest, RequestBatch } from "./wire/requests.js";
 
 /**
- * Most requests in flight. QEMU works on 16 of a connection at a time; more would only wait in the socket.
+ * Most requests in flight. QEMU works on 16 of a connection at a time, and finds the others in its socket
+ * without waiting for us.
  */
-const WINDOW = 16;
+const WINDOW = 32;
 /**
  * Requests that wait leave when so few are in flight, several in one message: a message for each reply costs
  * both sides more than half a window of requests is worth (docs/performance-history.md).

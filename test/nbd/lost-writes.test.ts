@@ -114,17 +114,17 @@ it("confirms with none of several flushes the writes over a connection that is l
 it("sends unsent writes of a lost connection over a new one", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: WRITABLE });
-    for (let count = 0; index > 0 || count < 16; count++) {
+    for (let count = 0; index > 0 || count < 32; count++) {
       const { cookie, length } = await peer.request();
       await peer.receive(length);
       if (index > 0) peer.send(chunk(cookie, CHUNK.NONE));
     }
   });
   await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  const writes = Array.from({ length: 20 }, (_, index) => client.write(index * 512, Buffer.alloc(512)));
+  const writes = Array.from({ length: 36 }, (_, index) => client.write(index * 512, Buffer.alloc(512)));
   const outcomes = await Promise.allSettled(writes);
   expect(outcomes.map(({ status }) => status)).toEqual([
-    ...new Array<string>(16).fill("rejected"),
+    ...new Array<string>(32).fill("rejected"),
     ...new Array<string>(4).fill("fulfilled"),
   ]);
 });

@@ -80,7 +80,7 @@ describe("requests", () => {
     ]);
   });
 
-  it("are at most sixteen at once", async () => {
+  it("are at most thirty-two at once", async () => {
     let open = 0;
     let most = 0;
     await using mock = await MockServer.start(async (peer) => {
@@ -99,8 +99,8 @@ describe("requests", () => {
       }
     });
     await using client = await NbdClient.connect(mock.uri);
-    await Promise.all(Array.from({ length: 50 }, (_, index) => client.read(index * 512, Buffer.alloc(512))));
-    expect(most).toBe(16);
+    await Promise.all(Array.from({ length: 99 }, (_, index) => client.read(index * 512, Buffer.alloc(512))));
+    expect(most).toBe(32);
   });
 
   it("that fail with their connection all settle", async () => {
@@ -277,7 +277,7 @@ describe("requests", () => {
   });
 
   it("that wait for others leave when half of those are answered, together, and none overtakes them", async () => {
-    const WINDOW = 16;
+    const WINDOW = 32;
     let answeredPart = (): void => undefined;
     const partAnswered = new Promise<void>((resolve) => {
       answeredPart = resolve;
@@ -316,9 +316,9 @@ describe("requests", () => {
       await client.read(index * 512, target);
       expect(target.equals(pattern(index * 512, 512))).toBe(true);
     };
-    const reads = Array.from({ length: 24 }, (_, index) => read(index));
+    const reads = Array.from({ length: 48 }, (_, index) => read(index));
     await partAnswered;
-    await Promise.all([...reads, read(24)]);
-    expect(offsets).toEqual(Array.from({ length: 25 }, (_, index) => index * 512));
+    await Promise.all([...reads, read(48)]);
+    expect(offsets).toEqual(Array.from({ length: 49 }, (_, index) => index * 512));
   });
 });
