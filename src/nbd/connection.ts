@@ -151,7 +151,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
 
   /** Sends any other command. `payload` must not change until the promise settles. */
   command(inquiry: Inquiry, payload?: Uint8Array, signal?: AbortSignal): Promise<void> {
-    return this.#submit(new PlainExchange(inquiry, payload), signal);
+    const { command, flags, offset, length } = inquiry;
+    return this.#submit(new PlainExchange(command, flags, offset, length, payload), signal);
   }
 
   /** Resolves when no reply is outstanding, not even to an aborted request, or the connection has ended. */
@@ -320,7 +321,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   #noteIdle(): void {
-    if (this.load > 0) return;
+    if (this.#whenIdle.length === 0 || this.load > 0) return;
     for (const resolve of this.#whenIdle.splice(0)) resolve();
   }
 
@@ -345,18 +346,18 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const isStatus = exchange.command === COMMAND.BLOCK_STATUS;
     const cookie = this.#nextCookie(isStatus);
     if (isStatus) this.#lateChunks.noteSent();
+    exchange.cookie = cookie;
     exchange.sentAt = this.#watchdog.now;
     this.#inFlight.set(cookie, exchange);
-    const { command, flags, offset, length, payload } = exchange;
-    const request = { command, flags, cookie, offset, length };
+    const { payload } = exchange;
     if (payload === undefined) {
       if (this.#batch.isEmpty) queueMicrotask(() => this.#sendBatch());
       else if (this.#batch.isFull) this.#sendBatch();
-      this.#batch.add(request);
+      this.#batch.add(exchange);
     } else {
       this.#unsent.add(exchange);
       this.#sendBatch();
-      this.#transport.write(encodeRequest(this.export.protocol, request), payload, () =>
+      this.#transport.write(encodeRequest(this.export.protocol, exchange), payload, () =>
         this.#sent(exchange),
       );
     }

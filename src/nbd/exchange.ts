@@ -31,6 +31,8 @@ export interface Inquiry {
 export interface OpenRequest extends ReplySink, Inquiry {
   /** The payload of a write; undefined for any other command. */
   readonly payload: Uint8Array | undefined;
+  /** Given when the request is sent. */
+  cookie: number;
   /** When the request was sent: the value of `Watchdog.now`. */
   sentAt: number;
   /** True once the caller has the result; the rest of the reply is skipped. */
@@ -59,23 +61,25 @@ export abstract class Exchange<T> implements OpenRequest {
   readonly offset: number;
   readonly length: number;
   readonly payload: Uint8Array | undefined;
+  cookie = 0;
   sentAt = 0;
   /** Gets the outcome, once. */
   settlement: Settlement<T> | undefined;
-  #settled = false;
+  /** True once the settlement has the outcome. */
+  protected hasOutcome = false;
   #failure: RequestError | undefined;
   #failures = 0;
 
-  constructor(inquiry: Inquiry, payload?: Uint8Array) {
-    this.command = inquiry.command;
-    this.flags = inquiry.flags;
-    this.offset = inquiry.offset;
-    this.length = inquiry.length;
+  constructor(command: number, flags: number, offset: number, length: number, payload?: Uint8Array) {
+    this.command = command;
+    this.flags = flags;
+    this.offset = offset;
+    this.length = length;
     this.payload = payload;
   }
 
   get settled(): boolean {
-    return this.#settled;
+    return this.hasOutcome;
   }
 
   get failure(): RequestError | undefined {
@@ -119,14 +123,14 @@ export abstract class Exchange<T> implements OpenRequest {
   }
 
   abandon(error: unknown): void {
-    if (this.#settled) return;
-    this.#settled = true;
+    if (this.hasOutcome) return;
+    this.hasOutcome = true;
     this.settlement?.reject(error, this);
   }
 
   #settle(value: T): void {
-    if (this.#settled) return;
-    this.#settled = true;
+    if (this.hasOutcome) return;
+    this.hasOutcome = true;
     this.settlement?.resolve(value);
   }
 }
@@ -139,7 +143,7 @@ abstract class ReadExchange extends Exchange<void> {
   #contentChunks = 0;
 
   constructor(offset: number, length: number, flags: number) {
-    super({ command: COMMAND.READ, flags, offset, length });
+    super(COMMAND.READ, flags, offset, length);
   }
 
   override get worth(): number {
@@ -237,7 +241,7 @@ export class PieceExchange extends ReadExchange implements PieceTaker {
   }
 
   override get settled(): boolean {
-    return super.settled || this.#sink.isClosed;
+    return this.hasOutcome || this.#sink.isClosed;
   }
 
   override place(offset: number, length: number): PieceTaker {
@@ -280,7 +284,7 @@ export class StatusExchange extends Exchange<StatusReply> {
 
   /** @param contexts the names of the negotiated contexts, by id */
   constructor(offset: number, length: number, flags: number, contexts: ReadonlyMap<number, string>) {
-    super({ command: COMMAND.BLOCK_STATUS, flags, offset, length });
+    super(COMMAND.BLOCK_STATUS, flags, offset, length);
     this.#contexts = contexts;
   }
 

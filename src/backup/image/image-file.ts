@@ -151,7 +151,7 @@ export class ImageFile {
 
   /** Writes all of `data` before it returns. */
   writeNow(data: Uint8Array, position: number): void {
-    assert(this.#closed === undefined, "the file is closed");
+    if (this.#closed !== undefined) assert.fail("the file is closed");
     this.#end = Math.max(this.#end, position + data.length);
     for (let done = 0; done < data.length; ) {
       // Without an offset and a length Node has less to look at.

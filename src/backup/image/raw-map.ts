@@ -57,31 +57,32 @@ export function* mapText(extents: Iterable<DefinedExtent>): Generator<string> {
 /** The extents of runs, cut off at the end of the disk. Neighbours in the same state become one. */
 export function* extentsOfRuns(runs: Iterable<StoredRun>, geometry: Geometry): Generator<DefinedExtent> {
   let last: DefinedExtent | undefined;
-  for (const next of pieces(runs, geometry)) {
-    if (last && last.state === next.state && last.offset + last.length === next.offset) {
-      last = { ...last, length: last.length + next.length };
-      continue;
+  for (const run of runs) {
+    const { dataMask, zeroMask } = run;
+    const isWhole = dataMask === ALL_SUBCLUSTERS || zeroMask === ALL_SUBCLUSTERS;
+    for (const next of isWhole ? [wholeRun(run, geometry)] : pieces(run, geometry)) {
+      if (last && last.state === next.state && last.offset + last.length === next.offset) {
+        last = { ...last, length: last.length + next.length };
+        continue;
+      }
+      if (last) yield last;
+      last = next;
     }
-    if (last) yield last;
-    last = next;
   }
   if (last) yield last;
 }
 
-function* pieces(runs: Iterable<StoredRun>, geometry: Geometry): Generator<DefinedExtent> {
+function wholeRun({ cluster, count, dataMask }: StoredRun, geometry: Geometry): DefinedExtent {
   const { clusterSize, virtualSize } = geometry;
-  for (const { cluster, count, dataMask, zeroMask } of runs) {
-    const whole = dataMask === ALL_SUBCLUSTERS || zeroMask === ALL_SUBCLUSTERS;
-    const first = cluster * clusterSize;
-    if (whole) {
-      const length = Math.min(count * clusterSize, virtualSize - first);
-      yield { offset: first, length, state: dataMask === 0 ? "zero" : "data" };
-      continue;
-    }
-    for (let i = 0; i < count; i += 1) {
-      const offset = first + i * clusterSize;
-      yield* subclusterExtents(offset, { dataMask, zeroMask }, geometry);
-    }
+  const offset = cluster * clusterSize;
+  const length = Math.min(count * clusterSize, virtualSize - offset);
+  return { offset, length, state: dataMask === 0 ? "zero" : "data" };
+}
+
+/** The extents of clusters of which only parts are defined, cluster by cluster. */
+function* pieces({ cluster, count, ...masks }: StoredRun, geometry: Geometry): Generator<DefinedExtent> {
+  for (let i = 0; i < count; i += 1) {
+    yield* subclusterExtents((cluster + i) * geometry.clusterSize, masks, geometry);
   }
 }
 

@@ -12,13 +12,15 @@ interface SlottedRun {
 }
 
 /** Neighbouring runs of a plan with their slots, in guest order. */
-export function* slottedRuns(runs: readonly PlannedRun[]): Generator<SlottedRun> {
+export function slottedRuns(runs: readonly PlannedRun[]): SlottedRun[] {
+  const slotted: SlottedRun[] = [];
   let slot = 0;
   for (const run of runs) {
     const slots = slotsOf(run);
-    yield { run, slot, slots };
+    slotted.push({ run, slot, slots });
     slot += slots;
   }
+  return slotted;
 }
 
 /**
@@ -30,21 +32,22 @@ export function* slottedRuns(runs: readonly PlannedRun[]): Generator<SlottedRun>
  *
  * @param isStored false for a slot that holds only zeroes
  */
-export function* withoutZeroSlots(
+export function withoutZeroSlots(
   runs: readonly PlannedRun[],
   isStored: (slot: number) => boolean,
-): Generator<SlottedRun> {
+): SlottedRun[] {
+  const found: SlottedRun[] = [];
   for (const planned of slottedRuns(runs)) {
     const { run, slot, slots } = planned;
     switch (run.kind) {
       case "zero":
-        yield planned;
+        found.push(planned);
         break;
       case "partial":
-        if (slots === 0 || isStored(slot)) yield planned;
+        if (slots === 0 || isStored(slot)) found.push(planned);
         else {
           const zeroMask = (run.zeroMask | run.dataMask) >>> 0;
-          yield { run: { ...run, dataMask: 0, zeroMask }, slot, slots: 0 };
+          found.push({ run: { ...run, dataMask: 0, zeroMask }, slot, slots: 0 });
         }
         break;
       case "data":
@@ -52,9 +55,13 @@ export function* withoutZeroSlots(
           const stored = isStored(slot + first);
           let end = first + 1;
           while (end < run.count && isStored(slot + end) === stored) end += 1;
+          if (stored && end - first === run.count) {
+            found.push(planned);
+            break;
+          }
           const [cluster, count] = [run.cluster + first, end - first];
           const kind = stored ? "data" : "zero";
-          yield { run: { kind, cluster, count }, slot: slot + first, slots: stored ? count : 0 };
+          found.push({ run: { kind, cluster, count }, slot: slot + first, slots: stored ? count : 0 });
           first = end;
         }
         break;
@@ -62,4 +69,5 @@ export function* withoutZeroSlots(
         run satisfies never;
     }
   }
+  return found;
 }

@@ -1,6 +1,6 @@
 import type { ClusterRun, ImageWriter } from "../image/image.js";
-import { partOf, RangeLanding } from "./range-landing.js";
-import { type ReadRange, type Segment, slotAt, storedRuns, storeInSlots } from "./segment.js";
+import { RangeLanding } from "./range-landing.js";
+import { type ReadRange, type Segment, type Slots, slotAt, storedRuns, storeInSlots } from "./segment.js";
 
 /**
  * Writes a segment's bytes to the file when they arrive. Each piece is written from the buffer in which it
@@ -17,30 +17,34 @@ import { type ReadRange, type Segment, slotAt, storedRuns, storeInSlots } from "
 export class DirectLanding extends RangeLanding<ClusterRun[]> {
   readonly #segment: Segment;
   readonly #writer: ImageWriter;
-  /** One byte for each slot, 1 if something was written there. */
-  readonly #stored: Uint8Array;
+  readonly #slots: Slots<ReadRange>;
 
   constructor(segment: Segment, writer: ImageWriter) {
     super(segment, writer.geometry);
     this.#segment = segment;
     this.#writer = writer;
-    this.#stored = new Uint8Array(segment.clusters);
+    this.#slots = {
+      clusterSize: writer.geometry.clusterSize,
+      stored: new Uint8Array(segment.clusters),
+      mayRepeat: true,
+      write: (range, offset, bytes) => this.#write(range, offset, bytes),
+    };
   }
 
   /** The segment's runs as they are stored, in guest order. */
   outcome(): ClusterRun[] {
     this.assertComplete();
-    return storedRuns(this.#segment, this.#stored, this.#writer);
+    return storedRuns(this.#segment, this.#slots.stored, this.#writer);
   }
 
   protected store(range: ReadRange, offset: number, bytes: Uint8Array): void {
-    const { clusterSize } = this.#writer.geometry;
-    const slots = { clusterSize, stored: this.#stored, mayRepeat: true };
-    storeInSlots(range, offset, bytes, slots, (from, to) => {
-      const cluster = Math.floor((offset + from) / clusterSize);
-      const rank = this.#segment.firstRank + slotAt(range, offset + from, clusterSize);
-      const hostOffset = this.#writer.hostOffset(cluster, rank) + offset + from - cluster * clusterSize;
-      this.#writer.writeNow(hostOffset, partOf(bytes, from, to));
-    });
+    storeInSlots(range, offset, bytes, this.#slots);
+  }
+
+  #write(range: ReadRange, offset: number, bytes: Uint8Array): void {
+    const { clusterSize } = this.#slots;
+    const cluster = Math.floor(offset / clusterSize);
+    const rank = this.#segment.firstRank + slotAt(range, offset, clusterSize);
+    this.#writer.writeNow(this.#writer.hostOffset(cluster, rank) + (offset % clusterSize), bytes);
   }
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { ZEROES } from "../base/zeroes.js";
 import type { Geometry } from "../image/image.js";
 import type { Landing } from "./pull.js";
-import { type ReadRange, rangeAt, readRangesOf, type Segment } from "./segment.js";
+import { partOf, type ReadRange, rangeAt, readRangesOf, type Segment } from "./segment.js";
 
 /** Sorts arriving pieces into the ranges of a segment. Bytes between the ranges are dropped. */
 export abstract class RangeLanding<T> implements Landing<T> {
@@ -46,9 +46,4 @@ export abstract class RangeLanding<T> implements Landing<T> {
     const planned = this.ranges.reduce((sum, { offset, end }) => sum + end - offset, 0);
     if (this.#arrived < planned) assert.fail(`expected ${planned} bytes, received ${this.#arrived}`);
   }
-}
-
-/** Makes no new view if the part is the whole, as it nearly always is. */
-export function partOf(bytes: Uint8Array, from: number, to: number): Uint8Array {
-  return from === 0 && to === bytes.length ? bytes : bytes.subarray(from, to);
 }

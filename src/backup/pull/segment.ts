@@ -65,22 +65,31 @@ export function slotAt(
   return range.slot + Math.floor(offset / clusterSize) - Math.floor(range.offset / clusterSize);
 }
 
+/** What {@link storeInSlots} fills. */
+export interface Slots<R> {
+  readonly clusterSize: number;
+  /** One byte for each slot, 1 if something is stored there; updated along the way. */
+  readonly stored: Uint8Array;
+  /**
+   * Bytes may arrive twice, after a lost connection, and the later ones count: zeroes are written if their
+   * cluster has something stored.
+   */
+  readonly mayRepeat: boolean;
+  /** Stores `bytes` of the range, at least one; `offset` is the guest offset of the first. */
+  write(range: R, offset: number, bytes: Uint8Array): void;
+}
+
 /**
  * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out, since the
  * file is new.
  *
  * @param offset guest offset of the first byte
- * @param slots.stored one byte for each slot, 1 if something is stored there; updated here
- * @param slots.mayRepeat bytes may arrive twice, after a lost connection, and the later ones count: zeroes
- *   are written if their cluster has something stored
- * @param write stores `bytes` from index `from` up to index `to`, at least one byte
  */
-export function storeInSlots(
-  range: Pick<ReadRange, "offset" | "slot">,
+export function storeInSlots<R extends Pick<ReadRange, "offset" | "slot">>(
+  range: R,
   offset: number,
   bytes: Uint8Array,
-  slots: { readonly clusterSize: number; readonly stored: Uint8Array; readonly mayRepeat: boolean },
-  write: (from: number, to: number) => void,
+  slots: Slots<R>,
 ): void {
   const { clusterSize, stored, mayRepeat } = slots;
   let from = 0;
@@ -89,12 +98,17 @@ export function storeInSlots(
     const next = Math.min(bytes.length, (Math.floor((offset + at) / clusterSize) + 1) * clusterSize - offset);
     if ((mayRepeat && stored[slot] === 1) || !isZero(bytes, at, next)) stored[slot] = 1;
     else {
-      if (from < at) write(from, at);
+      if (from < at) slots.write(range, offset + from, partOf(bytes, from, at));
       from = next;
     }
     at = next;
   }
-  if (from < bytes.length) write(from, bytes.length);
+  if (from < bytes.length) slots.write(range, offset + from, partOf(bytes, from, bytes.length));
+}
+
+/** Makes no new view if the part is the whole, as it nearly always is. */
+export function partOf(bytes: Uint8Array, from: number, to: number): Uint8Array {
+  return from === 0 && to === bytes.length ? bytes : bytes.subarray(from, to);
 }
 
 /**

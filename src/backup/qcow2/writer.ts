@@ -71,7 +71,7 @@ export class Qcow2Writer implements ResumableWriter, AsyncDisposable {
   }
 
   writeNow(hostOffset: number, data: Uint8Array): void {
-    assert(hostOffset >= this.geometry.clusterSize, "data must not go into the header's cluster");
+    if (hostOffset < this.geometry.clusterSize) assert.fail("data must not go into the header's cluster");
     this.#file.writeNow(data, hostOffset);
   }
 
@@ -81,7 +81,8 @@ export class Qcow2Writer implements ResumableWriter, AsyncDisposable {
 
   /** @throws {UsageError} a cluster is defined in part, and the disk is too large for such tables */
   addRun(run: ClusterRun): void {
-    assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
+    if (run.cluster + run.count > clustersIn(this.geometry))
+      assert.fail("the run is behind the end of the disk");
     const alreadyExtended = this.#runs.hasPartial;
     this.#runs.append(run);
     if (this.#runs.hasPartial && !alreadyExtended) assertFits(this.geometry, true);

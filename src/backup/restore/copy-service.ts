@@ -5,7 +5,7 @@ import { answerOf, type FileFailure, type FoundDamage, ProvenBlocks } from "../c
 import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
-import { storeInSlots } from "../pull/segment.js";
+import { type Slots, storeInSlots } from "../pull/segment.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 
 /** Bytes of an image that are to be copied. Offsets and lengths in bytes. */
@@ -98,6 +98,12 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
   async #copyAll({ images: sources, pieces, digests, target }: PiecesQuestion): Promise<CopyAnswer> {
     const stored = new Uint8Array(target.slots);
     const file = await this.#targetAt(target.path);
+    const slots: Slots<CopiedPiece> = {
+      clusterSize: target.clusterSize,
+      stored,
+      mayRepeat: false,
+      write: (piece, offset, bytes) => file.writeNow(bytes, piece.to + offset - piece.offset),
+    };
     let rest = Buffer.from(digests.buffer);
     for (const piece of pieces) {
       const source = sources[piece.image] as StoredImage;
@@ -107,15 +113,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       rest = rest.subarray(expected.length);
       const run: DigestedRun = { ...piece.run, digests: algorithm && expected };
       await this.#images.read(source, piece.image, run, piece, (offset, bytes) => {
-        storeInSlots(
-          piece,
-          offset,
-          bytes,
-          { clusterSize: target.clusterSize, stored, mayRepeat: false },
-          (from, to) => {
-            file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
-          },
-        );
+        storeInSlots(piece, offset, bytes, slots);
       });
     }
     return { stored };

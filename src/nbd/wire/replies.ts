@@ -79,8 +79,9 @@ export class ReplyParser {
 
   /** The data chunk whose offset is awaited, or the chunk whose payload is arriving. */
   #chunk: Chunk | undefined;
-  /** Where the current payload goes, from #filled on; undefined while it is skipped. */
-  #into: ReplyTarget | undefined;
+  /** Gets the current payload, or the buffer does, from #filled on. If both are undefined, it is skipped. */
+  #taker: PieceTaker | undefined;
+  #buffer: Uint8Array | undefined;
   #filled = 0;
   /** Offset of the current payload in the export. */
   #offset = 0;
@@ -97,7 +98,7 @@ export class ReplyParser {
 
   /** The read whose buffer is the current target, and thus can't be returned to its owner. */
   get receivingFor(): ReplySink | undefined {
-    return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#into instanceof Uint8Array
+    return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#buffer !== undefined
       ? this.#chunk.sink
       : undefined;
   }
@@ -109,13 +110,11 @@ export class ReplyParser {
 
   /** Where the next bytes should go; never empty. Valid until the next call of {@link received}. */
   target(): Uint8Array {
-    if (this.#missing > 0) {
-      const into = this.#into;
-      if (into === undefined) {
-        this.#discard ??= new Uint8Array(DISCARD);
-        return this.#missing < DISCARD ? this.#discard.subarray(0, this.#missing) : this.#discard;
-      }
-      if (into instanceof Uint8Array) return into.subarray(this.#filled, this.#filled + this.#missing);
+    if (this.#missing > 0 && this.#taker === undefined) {
+      const buffer = this.#buffer;
+      if (buffer !== undefined) return buffer.subarray(this.#filled, this.#filled + this.#missing);
+      this.#discard ??= new Uint8Array(DISCARD);
+      return this.#missing < DISCARD ? this.#discard.subarray(0, this.#missing) : this.#discard;
     }
     if (this.#isWide && this.#scratch.length < WIDE_SCRATCH) this.#grow();
     if (this.#start > 0) {
@@ -131,7 +130,7 @@ export class ReplyParser {
    * @throws {ProtocolError} after which the parser must not be used again
    */
   received(count: number): void {
-    if (this.#missing > 0 && !isTaker(this.#into)) this.#progress(count);
+    if (this.#missing > 0 && this.#taker === undefined) this.#progress(count);
     else this.#end += count;
     while (this.#advance());
   }
@@ -142,7 +141,7 @@ export class ReplyParser {
    * for the bytes that follow.
    */
   #presentable(count: number): number {
-    if (!isTaker(this.#into) || count === this.#missing) return count;
+    if (this.#taker === undefined || count === this.#missing) return count;
     if (this.#filled === 0 && this.#isWide && this.#missing <= MOST_WHOLE) return 0;
     const end = this.#offset + this.#filled + count;
     return Math.max(0, count - (end % PAGE));
@@ -162,8 +161,8 @@ export class ReplyParser {
       const count = this.#presentable(Math.min(available, this.#missing));
       if (count === 0) return false;
       const bytes = this.#scratch.subarray(this.#start, this.#start + count);
-      if (isTaker(this.#into)) this.#into.take(bytes);
-      else this.#into?.set(bytes, this.#filled);
+      if (this.#taker !== undefined) this.#taker.take(bytes);
+      else this.#buffer?.set(bytes, this.#filled);
       this.#start += count;
       this.#progress(count);
       return this.#missing === 0;
@@ -183,8 +182,8 @@ export class ReplyParser {
     if (this.#missing > 0) return;
     const chunk = this.#chunk;
     if (chunk === undefined) return;
-    const body = this.#into;
-    if (chunk.type !== CHUNK.OFFSET_DATA && chunk.sink !== undefined && body instanceof Uint8Array) {
+    const body = this.#buffer;
+    if (chunk.type !== CHUNK.OFFSET_DATA && chunk.sink !== undefined && body !== undefined) {
       decodeChunk(chunk, chunk.sink, body);
     }
     this.#endChunk(chunk);
@@ -193,7 +192,8 @@ export class ReplyParser {
   /** `length` bytes of payload follow; without a target they are skipped. */
   #expect(chunk: Chunk, into: ReplyTarget | undefined, length: number): void {
     this.#chunk = chunk;
-    this.#into = into;
+    if (into instanceof Uint8Array) this.#buffer = into;
+    else this.#taker = into;
     this.#filled = 0;
     this.#missing = length;
     if (length === 0) this.#endChunk(chunk);
@@ -201,7 +201,8 @@ export class ReplyParser {
 
   #endChunk(chunk: Chunk): void {
     this.#chunk = undefined;
-    this.#into = undefined;
+    this.#taker = undefined;
+    this.#buffer = undefined;
     if (chunk.done) this.#handler.finished(chunk.cookie);
   }
 
@@ -345,8 +346,4 @@ export class ReplyParser {
     this.#offset = offset;
     this.#expect(chunk, chunk.sink?.place(offset, length), length);
   }
-}
-
-function isTaker(place: ReplyTarget | undefined): place is PieceTaker {
-  return place !== undefined && !(place instanceof Uint8Array);
 }
