@@ -56,6 +56,8 @@ function flagsOf(flags: typeof FLAGS, v8: string): readonly string[] {
 export function optimizeLater(): void {
   const flags = flagsToOptimizeLater(process.versions.v8);
   if (flags.length === 0) return;
+  // Node loads what is behind this when it is first used, which every command does.
+  performance.now();
   if ("flushCompileCache" in module) (module.flushCompileCache as () => void)();
   setFlags(flags);
 }
