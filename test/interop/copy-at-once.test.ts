@@ -1,12 +1,11 @@
 /** What a copy does at the same time: requests to a store far away, and domains. The store is Ceph. */
 import { cp } from "node:fs/promises";
 import { join } from "node:path";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { startAll } from "../support/start-all.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -14,11 +13,14 @@ const NAME = MemoryChain.domain;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "what a copy does at the same time", () => {
   let lab: StoreLab;
+  withStoreLab((started) => {
+    lab = started;
+  });
   let chain: MemoryChain;
 
   /** Two domains, each with a full point of some large requests. */
   beforeAll(async () => {
-    [lab, chain] = await startAll(StoreLab.start(), MemoryChain.start(24 * MiB));
+    chain = await MemoryChain.start(24 * MiB);
     chain.disk.write(0, Buffer.alloc(18 * MiB, "some of the guest's data; "));
     await chain.take({ full: true, digests: "sha256" });
     const { path } = chain.repository;
@@ -26,10 +28,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "what a copy does 
   });
   afterAll(async () => {
     await chain?.[Symbol.asyncDispose]();
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
   });
 
   async function copiedToStore(): Promise<string> {

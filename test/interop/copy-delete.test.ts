@@ -3,7 +3,7 @@ import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { type CopyOptions, type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { verifyPoint } from "../../src/backup/verify/verify.js";
@@ -12,7 +12,7 @@ import { ageLocks } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -247,14 +247,8 @@ describeWith(["qemu-img"], "a copy in a folder", () => {
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy in an object store", () => {
   let lab: StoreLab;
-  beforeAll(async () => {
-    lab = await StoreLab.start();
-  });
-  afterAll(async () => {
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
+  withStoreLab((started) => {
+    lab = started;
   });
 
   it("follows a folder, keeps chains whole, and goes on after a kill", async () => {

@@ -9,15 +9,14 @@ import {
   PutBucketLifecycleConfigurationCommand,
   UploadPartCommand,
 } from "@aws-sdk/client-s3";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { StoreFault } from "../support/breaking-store.js";
 import { ageLocks } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { startAll } from "../support/start-all.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -25,6 +24,9 @@ const NAME = MemoryChain.domain;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was killed inside a point", () => {
   let lab: StoreLab;
+  withStoreLab((started) => {
+    lab = started;
+  });
   let chain: MemoryChain;
   /** Of the requests that have written something: "METHOD url". */
   let written: string[] = [];
@@ -33,16 +35,12 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
 
   /** A full point whose image has three parts. */
   beforeAll(async () => {
-    [lab, chain] = await startAll(StoreLab.start(), MemoryChain.start(24 * MiB));
+    chain = await MemoryChain.start(24 * MiB);
     chain.disk.write(0, Buffer.alloc(18 * MiB, "some of the guest's data; "));
     await chain.take({ full: true, digests: "sha256" });
   });
   afterAll(async () => {
     await chain?.[Symbol.asyncDispose]();
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
   });
 
   const id = (): string => chain.points[0]?.id ?? "";

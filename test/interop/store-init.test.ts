@@ -2,7 +2,7 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { CreateMultipartUploadCommand, PutBucketVersioningCommand } from "@aws-sdk/client-s3";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { OTHER } from "../../bench/ceph.js";
 import {
   CheckpointRecord,
@@ -14,25 +14,23 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { chainOfFour } from "../support/chain-of-four.js";
 import type { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
-import { startAll } from "../support/start-all.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a repository in an object store", () => {
   let lab: StoreLab;
+  withStoreLab((started) => {
+    lab = started;
+  });
   let chain: MemoryChain;
 
   beforeAll(async () => {
-    [lab, chain] = await startAll(StoreLab.start(), chainOfFour());
+    chain = await chainOfFour();
   });
   afterAll(async () => {
-    await lab?.[Symbol.asyncDispose]();
     await chain?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
   });
 
   const stored = (prefix: string): Promise<string> => lab.upload(chain.repository.path, prefix);

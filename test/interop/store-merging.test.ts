@@ -7,7 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { PutObjectRetentionCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { prune as prunePoints } from "../../src/backup/prune/prune.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { Repository } from "../../src/backup/repository/repository.js";
@@ -15,7 +15,7 @@ import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { noise } from "../support/noise.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -32,22 +32,20 @@ describeWith(
   "a prune that merges in an object store",
   () => {
     let lab: StoreLab;
+    withStoreLab((started) => {
+      lab = started;
+    });
     let chain: MemoryChain;
     /** Where the chain lies. */
     let home: string;
 
     /** A full point and increments; the disk ends inside a sector, and some clusters are defined in part. */
     beforeAll(async () => {
-      lab = await StoreLab.start();
       home = lab.bucket;
       chain = await newChain(lab.address("chain"));
     });
     afterAll(async () => {
       await chain?.[Symbol.asyncDispose]();
-      await lab?.[Symbol.asyncDispose]();
-    });
-    beforeEach(async () => {
-      await lab.begin();
     });
 
     async function newChain(address: string, compress?: "deflate"): Promise<MemoryChain> {

@@ -2,7 +2,7 @@
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { DamageError } from "../../src/backup/base/errors.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { NbdClient } from "../../src/nbd/index.js";
@@ -13,25 +13,23 @@ import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
 import { startServing } from "../support/serving.js";
-import { startAll } from "../support/start-all.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in an object store", () => {
   let lab: StoreLab;
+  withStoreLab((started) => {
+    lab = started;
+  });
   let chain: MemoryChain;
 
   beforeAll(async () => {
-    [lab, chain] = await startAll(StoreLab.start(), chainOfFour());
+    chain = await chainOfFour();
   });
   afterAll(async () => {
-    await lab?.[Symbol.asyncDispose]();
     await chain?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
   });
 
   const stored = (prefix: string): Promise<string> => lab.upload(chain.repository.path, prefix);

@@ -4,7 +4,7 @@ import {
   ListObjectVersionsCommand,
   PutObjectLockConfigurationCommand,
 } from "@aws-sdk/client-s3";
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { forgetBeside, noteBeside } from "../../src/backup/live/beside-point.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { forgetLive, noteLive } from "../../src/backup/repository/live-note.js";
@@ -13,7 +13,7 @@ import { chainOfFour } from "../support/chain-of-four.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { noise } from "../support/noise.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -24,15 +24,8 @@ describeWith(
   "points in an object store that are removed",
   () => {
     let lab: StoreLab;
-
-    beforeAll(async () => {
-      lab = await StoreLab.start();
-    });
-    afterAll(async () => {
-      await lab?.[Symbol.asyncDispose]();
-    });
-    beforeEach(async () => {
-      await lab.begin();
+    withStoreLab((started) => {
+      lab = started;
     });
 
     describe("a prune", () => {

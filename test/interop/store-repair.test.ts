@@ -6,13 +6,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { CreateMultipartUploadCommand } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { repairPoints } from "../../src/backup/repair/repair.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { type Repaired, repaired } from "../support/repaired.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -25,13 +25,15 @@ const HARDEST = "replaced vda.qcow2";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object store", () => {
   let lab: StoreLab;
+  withStoreLab((started) => {
+    lab = started;
+  });
   let chain: MemoryChain;
   /** Where the chain lies. */
   let home: string;
 
   /** A full point, an increment with a cluster of its own, and another full one. */
   beforeAll(async () => {
-    lab = await StoreLab.start();
     home = lab.bucket;
     chain = await MemoryChain.start(40 * MiB + 512, lab.address("chain"));
     for (let at = 0; at < 26 * MiB; at += CLUSTER) chain.disk.write(at, Buffer.alloc(CLUSTER, `at ${at};`));
@@ -46,10 +48,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object s
   });
   afterAll(async () => {
     await chain?.[Symbol.asyncDispose]();
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
   });
 
   const idOf = (point: number): string => chain.points[point]?.id ?? "";

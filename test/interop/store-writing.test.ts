@@ -2,14 +2,14 @@
 import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { StoreFault } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { noise } from "../support/noise.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -20,15 +20,8 @@ describeWith(
   "a repository in an object store that is written",
   () => {
     let lab: StoreLab;
-
-    beforeAll(async () => {
-      lab = await StoreLab.start();
-    });
-    afterAll(async () => {
-      await lab?.[Symbol.asyncDispose]();
-    });
-    beforeEach(async () => {
-      await lab.begin();
+    withStoreLab((started) => {
+      lab = started;
     });
 
     /** A full point and increments, of a disk that ends inside a sector. */

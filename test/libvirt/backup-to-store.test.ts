@@ -6,13 +6,12 @@ import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { readingGuest } from "../support/reading-guest.js";
-import { startAll } from "../support/start-all.js";
-import { StoreLab } from "../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../support/store-lab.js";
 import { describeWith } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
@@ -23,12 +22,15 @@ const LATEST_KILL_MS = 1_300;
 await describeWithLibvirt("a backup of a running domain", () => {
   describeWith(["radosgw", "ceph-mon", "ceph-osd"], "to an object store", () => {
     let lab: StoreLab;
+    withStoreLab((started) => {
+      lab = started;
+    });
     let guest: BackupLab;
     /** The bucket in which the first test has taken points for others. */
     let home = "";
 
     beforeAll(async () => {
-      [lab, guest] = await startAll(StoreLab.start(), BackupLab.start());
+      guest = await BackupLab.start();
       // It idles: when it starts, its disk has no boot sector yet.
       await guest.lab.powerOff();
       await guest.lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
@@ -36,10 +38,6 @@ await describeWithLibvirt("a backup of a running domain", () => {
     });
     afterAll(async () => {
       await guest?.[Symbol.asyncDispose]();
-      await lab?.[Symbol.asyncDispose]();
-    });
-    beforeEach(async () => {
-      await lab.begin();
     });
 
     it("takes a full and increments, which restore byte for byte, and leaves nothing else there", async () => {

@@ -10,10 +10,30 @@ import {
   PutObjectCommand,
   type S3Client,
 } from "@aws-sdk/client-s3";
+import { afterAll, beforeAll, beforeEach } from "vitest";
 import { BreakingStore } from "./breaking-store.js";
 import { restoreEnvironment } from "./environment.js";
 import { halfInStore, keysIn, leftInStore } from "./left-in-store.js";
 import { Store } from "./store.js";
+
+/**
+ * Gives the tests of a suite a lab, and begins a try of it before each of them. Call it before the hooks that
+ * need the lab.
+ * @param use gets it when it has started
+ */
+export function withStoreLab(use: (lab: StoreLab) => void): void {
+  let lab: StoreLab | undefined;
+  beforeAll(async () => {
+    lab = await StoreLab.start();
+    use(lab);
+  });
+  afterAll(async () => {
+    await lab?.[Symbol.asyncDispose]();
+  });
+  beforeEach(async () => {
+    await lab?.begin();
+  });
+}
 
 /**
  * A store behind a line that breaks as it is told, which the commands of this process talk to. Each try of a

@@ -1,7 +1,23 @@
+import { afterAll, beforeAll } from "vitest";
 import { Bucket } from "../../src/backup/s3/bucket.js";
 import { BreakingStore } from "./breaking-store.js";
 import { restoreEnvironment } from "./environment.js";
 import { Store } from "./store.js";
+
+/**
+ * Gives the tests of a suite two writers.
+ * @param use gets them when they have started
+ */
+export function withTwoWriters(use: (writers: TwoWriters) => void): void {
+  let writers: TwoWriters | undefined;
+  beforeAll(async () => {
+    writers = await TwoWriters.start();
+    use(writers);
+  });
+  afterAll(async () => {
+    await writers?.[Symbol.asyncDispose]();
+  });
+}
 
 /** Two processes' views of one bucket in Ceph: the line of the first one can break. */
 export class TwoWriters implements AsyncDisposable {

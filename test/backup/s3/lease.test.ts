@@ -1,11 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
+import { beforeEach, expect, it, vi } from "vitest";
 import { thisSystemProcess } from "../../../src/backup/host/process-identity.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
 import { takeLease } from "../../../src/backup/s3/lease.js";
 import type { BreakingStore } from "../../support/breaking-store.js";
 import { describeWith } from "../../support/tools.js";
-import { TwoWriters } from "../../support/two-writers.js";
+import { withTwoWriters } from "../../support/two-writers.js";
 
 const TERM = 1_500;
 /**
@@ -16,17 +16,12 @@ const TIMED = { retry: 3 };
 const KEY = "lease/vm/.lease";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
-  let writers: TwoWriters;
   let line: BreakingStore;
   let mine: Bucket;
   let other: Bucket;
 
-  beforeAll(async () => {
-    writers = await TwoWriters.start();
+  withTwoWriters((writers) => {
     ({ line, mine, other } = writers);
-  });
-  afterAll(async () => {
-    await writers?.[Symbol.asyncDispose]();
   });
   beforeEach(async () => {
     line.fault = () => undefined;

@@ -1,20 +1,14 @@
 /** Lists of a bucket in Ceph that make no sense. */
-import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { collect } from "../../support/collect.js";
-import { StoreLab } from "../../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../../support/store-lab.js";
 import { describeWith } from "../../support/tools.js";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a list of objects", () => {
   let lab: StoreLab;
-  beforeAll(async () => {
-    lab = await StoreLab.start();
-  });
-  afterAll(async () => {
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
+  withStoreLab((started) => {
+    lab = started;
   });
 
   it.each([

@@ -1,25 +1,21 @@
 /** Objects that are written from front to back while their parts are uploaded, in Ceph. */
 import { randomBytes } from "node:crypto";
 import { ListPartsCommand } from "@aws-sdk/client-s3";
-import { afterAll, beforeAll, beforeEach, expect, it, vi } from "vitest";
+import { beforeEach, expect, it, vi } from "vitest";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { ObjectUpload, type UploadOptions } from "../../../src/backup/s3/upload.js";
 import { collect } from "../../support/collect.js";
-import { StoreLab } from "../../support/store-lab.js";
+import { type StoreLab, withStoreLab } from "../../support/store-lab.js";
 import { describeWith } from "../../support/tools.js";
 
 const MIB = 1024 * 1024;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "an object in Ceph that is written", () => {
   let lab: StoreLab;
-  beforeAll(async () => {
-    lab = await StoreLab.start();
+  withStoreLab((started) => {
+    lab = started;
   });
-  afterAll(async () => {
-    await lab?.[Symbol.asyncDispose]();
-  });
-  beforeEach(async () => {
-    await lab.begin();
+  beforeEach(() => {
     lab.line.seen.length = 0;
   });
 

@@ -1,7 +1,7 @@
 /** Files whose parts would be larger than memory, in Ceph: the store composes them. */
 import { randomBytes } from "node:crypto";
 import { CreateBucketCommand, PutBucketVersioningCommand } from "@aws-sdk/client-s3";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
 import { ObjectAssembly } from "../../../src/backup/s3/assembly.js";
@@ -17,7 +17,7 @@ import type { StoreWriting } from "../../../src/backup/storage/stored-writing.js
 import type { BreakingStore } from "../../support/breaking-store.js";
 import { collect } from "../../support/collect.js";
 import { describeWith } from "../../support/tools.js";
-import { TwoWriters } from "../../support/two-writers.js";
+import { withTwoWriters } from "../../support/two-writers.js";
 
 const MIB = 1024 * 1024;
 const TIB = 1024 ** 4;
@@ -28,7 +28,6 @@ const PIECE = 5 * MIB;
 const SIZE = 7 * PIECE + 12_345;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store composes", () => {
-  let writers: TwoWriters;
   let line: BreakingStore;
   let mine: Bucket;
   let other: Bucket;
@@ -37,12 +36,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a file whose parts the store 
   const begun: StoreWriting[] = [];
   const bytes = randomBytes(SIZE);
 
-  beforeAll(async () => {
-    writers = await TwoWriters.start();
+  withTwoWriters((writers) => {
     ({ line, mine, other } = writers);
-  });
-  afterAll(async () => {
-    await writers?.[Symbol.asyncDispose]();
   });
   beforeEach(() => {
     prefix = `round-${rounds++}/vm/`;

@@ -1,6 +1,6 @@
 /** A merge in Ceph whose process has lost the lease without knowing: the point is as it was before. */
 import { randomBytes } from "node:crypto";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterEach, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState, withImagesAside } from "../../../src/backup/repository/merged-manifest.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
@@ -8,7 +8,7 @@ import { copyObject } from "../../../src/backup/storage/copy-object.js";
 import { writeInS3 } from "../../../src/backup/storage/s3-writing.js";
 import type { StoredMerge, StoreWriting } from "../../../src/backup/storage/stored-writing.js";
 import { describeWith } from "../../support/tools.js";
-import { TwoWriters } from "../../support/two-writers.js";
+import { type TwoWriters, withTwoWriters } from "../../support/two-writers.js";
 
 const MIB = 1024 * 1024;
 const OLD = Buffer.from("old");
@@ -29,11 +29,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
   const begun: StoreWriting[] = [];
   let prefix = "";
 
-  beforeAll(async () => {
-    writers = await TwoWriters.start();
-  });
-  afterAll(async () => {
-    await writers?.[Symbol.asyncDispose]();
+  withTwoWriters((started) => {
+    writers = started;
   });
   afterEach(async () => {
     writers.line.fault = () => undefined;

@@ -1,5 +1,5 @@
 /** Two who write points of one domain to Ceph, of whom the first has lost its lease without knowing. */
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
@@ -7,14 +7,13 @@ import { writeInS3 } from "../../../src/backup/storage/s3-writing.js";
 import type { StoreWriting } from "../../../src/backup/storage/stored-writing.js";
 import type { BreakingStore } from "../../support/breaking-store.js";
 import { describeWith } from "../../support/tools.js";
-import { TwoWriters } from "../../support/two-writers.js";
+import { withTwoWriters } from "../../support/two-writers.js";
 
 const ID = "20261129T220000.000Z";
 const TEXT = '{"id": "a point"}';
 const ALL = { conditionalCreate: true, conditionalReplace: true };
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an object store", () => {
-  let writers: TwoWriters;
   let line: BreakingStore;
   let mine: Bucket;
   let other: Bucket;
@@ -22,12 +21,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
   let rounds = 0;
   const begun: StoreWriting[] = [];
 
-  beforeAll(async () => {
-    writers = await TwoWriters.start();
+  withTwoWriters((writers) => {
     ({ line, mine, other } = writers);
-  });
-  afterAll(async () => {
-    await writers?.[Symbol.asyncDispose]();
   });
   beforeEach(() => {
     prefix = `round-${rounds++}/vm/`;
