@@ -55,7 +55,11 @@ async function initIn(root: StoreRoot, address: string): Promise<InitializedStor
     const message = `${address} is not empty and not a repository: name another prefix`;
     throw new UsageError("E_NOT_A_REPOSITORY", message, { details: { path: address } });
   }
-  const abilities = await root.probe();
+  const abilities = await root.probe().catch(async (error: unknown) => {
+    // Another process has made it meanwhile, and removed what this one was trying.
+    const made = await readMarker(root).catch(() => undefined);
+    throw made === undefined ? error : exists(address, made);
+  });
   const marker = newMarker(abilities);
   await root.create(MARKER, marker, abilities);
   const id = await readMarker(root);

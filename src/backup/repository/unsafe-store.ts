@@ -1,4 +1,4 @@
-import type { StoreAbilities } from "../storage/stored-folder.js";
+import { keepsAll, type StoreAbilities } from "../storage/stored-folder.js";
 
 const ONE_HOST = "let only one host write to this repository";
 
@@ -8,9 +8,7 @@ const ONE_HOST = "let only one host write to this repository";
  * @param recorded what the marker says of it, if it does
  */
 export function unsafeStore(found: StoreAbilities, recorded?: StoreAbilities): string | undefined {
-  const keeps = ({ conditionalCreate, conditionalReplace }: StoreAbilities): boolean =>
-    conditionalCreate && conditionalReplace;
-  if (keeps(found)) return undefined;
+  if (keepsAll(found)) return undefined;
   const ignored = [
     ...(found.conditionalCreate ? [] : ["If-None-Match"]),
     ...(found.conditionalReplace ? [] : ["If-Match"]),
@@ -19,7 +17,7 @@ export function unsafeStore(found: StoreAbilities, recorded?: StoreAbilities): s
   const advice = found.conditionalReplace
     ? ONE_HOST
     : `${ONE_HOST}; prune and repair replace no images there`;
-  return recorded && keeps(recorded)
+  return recorded && keepsAll(recorded)
     ? `the store took notice of ${conditions} when this repository was made, and takes none now (was it copied there, or were versions switched on in the bucket?): ${advice}`
     : `the store takes no notice of ${conditions}: ${advice}`;
 }

@@ -3,8 +3,9 @@
  * work on. Then object-reads.ts with prepared-gets.ts, which read, and listing.ts. upload.ts writes an object
  * in parts (part-layout.ts, filled-buffer.ts, multipart.ts; composed-layout.ts, part-object.ts, copies-parts.ts
  * and copied-bounds.ts for a very large one), and assembly.ts makes one of ranges of others. probe.ts finds
- * out what a store can do, lease.ts lets one write, lifecycle.ts has old uploads ended. Below them all are
- * asker.ts, address.ts, client.ts with request-handler.ts, opening.ts, patience.ts, etags.ts and errors.ts.
+ * out what a store can do (abilities.ts), lease.ts with lease-object.ts lets one write, lifecycle.ts has old
+ * uploads ended. Below them all are asker.ts, address.ts, client.ts with request-handler.ts, opening.ts,
+ * patience.ts, etags.ts and errors.ts.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
  * it is compared with what was asked for, and bounded.

@@ -1,11 +1,20 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { anySignal } from "../../nbd/index.js";
-import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
-import { isDead, type SystemProcess, thisSystemProcess } from "../host/process-identity.js";
+import { isDead, type SystemProcess } from "../host/process-identity.js";
+import { bothKeep, type StoreAbilities } from "./abilities.js";
 import type { Bucket } from "./bucket.js";
-import type { StoreAbilities } from "./probe.js";
+import {
+  contentNow,
+  giveBack,
+  isHeldBy,
+  MOST_LEASE_BYTES,
+  type PutLeaseOptions,
+  putLease,
+} from "./lease-object.js";
+import { probeConditions } from "./probe.js";
 
 /** A lease that was not renewed for so long is a dead process's. Requests are repeated for as long. */
 const TERM_MS = 60_000;
@@ -16,16 +25,6 @@ const RENEW_MS = 10_000;
 const LOOK_MS = 1_000;
 /** How soon it looks again when somebody was quicker. */
 const RETAKE_MS = 100;
-/**
- * Without conditions: the part of the term after which a new lease is looked at, to see whether it is still
- * there.
- */
-const SETTLE = 1 / 30;
-const MOST_LEASE_BYTES = 4096;
-/** How long a lease is given back that was taken in vain: the store may be silent. */
-const CLEAR_MS = 5_000;
-/** No object has this ETag. */
-const NOBODYS = "0".repeat(32);
 
 /** The right to write below a prefix, which one process has at a time. */
 export interface Lease {
@@ -44,7 +43,7 @@ export interface Lease {
    * @throws {BackupError} `E_LEASE_LOST`
    */
   confirm(): Promise<void>;
-  /** Whoever finds out otherwise that another one writes. */
+  /** For whoever finds out otherwise that another one writes. */
   lose(cause?: unknown): void;
   release(): Promise<void>;
 }
@@ -56,8 +55,8 @@ interface LeaseOptions {
   readonly waitMs: number;
   /**
    * What the store was found to do once. That may have changed: versions were switched on in the bucket, or
-   * all was copied to another store. So conditions that can't hold are tried on the lease. Where the store
-   * can't write on condition, two who take it in the same moment may both get it.
+   * all was copied to another store. So conditions are tried on the lease. Where the store can't write on
+   * condition, two who take it in the same moment may both get it.
    */
   readonly abilities: StoreAbilities;
   readonly signal?: AbortSignal | undefined;
@@ -69,7 +68,7 @@ interface LeaseOptions {
  * Takes the lease that the object `key` stands for. It is made if it is missing and replaced if it is
  * unchanged, which a store does for one of many at a time. Time is measured by how long it stays unchanged,
  * never by comparing clocks of two hosts. One that a process of this host has left which has ended is taken
- * at once.
+ * at once. Where the store refuses to replace one that stays as it is, that is tried on another object.
  * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it, or the store keeps refusing
  *   it
  */
@@ -78,6 +77,10 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
   const deadline = performance.now() + options.waitMs;
   let seen: { readonly etag: string; readonly since: number } | undefined;
   let isRenewed = false;
+  let { abilities } = options;
+  /** The ETag of one that the store did not replace. */
+  let refused: string | undefined;
+  let isTried = false;
   for (;;) {
     options.signal?.throwIfAborted();
     const found = await bucket.get(key, MOST_LEASE_BYTES, options);
@@ -89,11 +92,18 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
     const isLeft = found && (await isDead(holderOf(found.bytes)));
     const isFree = !found || isLeft || (seen && now - seen.since >= termMs);
     if (isFree) {
-      const taken = await HeldLease.take(bucket, key, { ...options, etag: found?.etag, termMs });
+      const taken = await HeldLease.take(bucket, key, { ...options, abilities, etag: found?.etag, termMs });
       if (taken) return taken;
-      // Somebody was quicker, which the next look shows, unless the store contradicts itself.
-      if (now > deadline + termMs) {
-        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time (were versions switched on in the bucket? Ceph refuses each If-Match there): if no nbdpull writes there on any host, remove that object and try again; if that doesn't help, something between here and the store keeps old answers`;
+      // Somebody was quicker, which the next look shows, unless the store contradicts itself. Ceph does: it
+      // refuses each If-Match since versions were switched on in the bucket.
+      const isUntried = found !== undefined && !isTried;
+      if (isUntried && found.etag === refused) {
+        isTried = true;
+        abilities = bothKeep(abilities, await probeConditions(bucket, options));
+      }
+      refused = found?.etag;
+      if (now > deadline + termMs && !isUntried) {
+        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time: something between here and the store may keep old answers; if no nbdpull writes there on any host, remove that object and try again`;
         throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
       }
     } else if (now > deadline && isRenewed) {
@@ -121,12 +131,6 @@ function holderOf(bytes: Buffer): Partial<SystemProcess> {
   };
 }
 
-interface TakeOptions extends Pick<LeaseOptions, "abilities" | "signal"> {
-  /** Of the lease that is taken over; undefined: there is none. */
-  readonly etag: string | undefined;
-  readonly termMs: number;
-}
-
 /** What is known of a lease from the beginning. */
 interface Taken {
   readonly holder: string;
@@ -138,7 +142,7 @@ interface Taken {
 class HeldLease implements Lease {
   readonly #bucket: Bucket;
   readonly #key: string;
-  readonly #options: TakeOptions;
+  readonly #options: PutLeaseOptions;
   /** It stands in the object, whatever else of it changes. */
   readonly #holder: string;
   readonly #lost = new AbortController();
@@ -148,7 +152,7 @@ class HeldLease implements Lease {
   /** When the last renewal that succeeded was sent. */
   #renewedAt: number;
 
-  private constructor(bucket: Bucket, key: string, options: TakeOptions, taken: Taken) {
+  private constructor(bucket: Bucket, key: string, options: PutLeaseOptions, taken: Taken) {
     this.#bucket = bucket;
     this.#key = key;
     this.#options = options;
@@ -159,10 +163,10 @@ class HeldLease implements Lease {
   }
 
   /** @returns undefined if another process was quicker */
-  static async take(bucket: Bucket, key: string, options: TakeOptions): Promise<HeldLease | undefined> {
+  static async take(bucket: Bucket, key: string, options: PutLeaseOptions): Promise<HeldLease | undefined> {
     const [at, holder] = [performance.now(), randomUUID()];
     try {
-      const got = await takeNow(bucket, key, holder, options);
+      const got = await putLease(bucket, key, holder, options);
       if (got === undefined) return undefined;
       const { etag, abilities } = got;
       return new HeldLease(bucket, key, { ...options, abilities }, { holder, etag, at });
@@ -255,127 +259,4 @@ class HeldLease implements Lease {
       // It ends by itself.
     }
   }
-}
-
-/** A lease as it was taken, and what the store did meanwhile. */
-interface Got {
-  readonly etag: string;
-  readonly abilities: StoreAbilities;
-}
-
-/** @returns undefined if another process was quicker */
-async function takeNow(
-  bucket: Bucket,
-  key: string,
-  holder: string,
-  { etag, abilities, signal, termMs }: TakeOptions,
-): Promise<Got | undefined> {
-  let found = abilities;
-  let content = await contentNow(holder);
-  if (keepsAll(abilities)) {
-    const taken = await unlessLacking(() => takeOnCondition(bucket, key, content, { etag, signal }));
-    if (taken === undefined) return undefined;
-    if (taken === LACKS) await bucket.put(key, content, { signal });
-    const trial = await tryConditions(bucket, key, holder, signal);
-    if (taken !== LACKS && keepsAll(trial.abilities)) return { etag: taken, abilities };
-    found = trial.abilities;
-    content = trial.content ?? content;
-  } else {
-    await bucket.put(key, content, { signal });
-    if (abilities.conditionalCreate || abilities.conditionalReplace) {
-      const trial = await tryConditions(bucket, key, holder, signal);
-      found = bothKeep(abilities, trial.abilities);
-      content = trial.content ?? content;
-    }
-  }
-  await sleep(termMs * SETTLE);
-  const there = await bucket.get(key, MOST_LEASE_BYTES, { signal });
-  return there?.bytes.equals(content) ? { etag: there.etag, abilities: found } : undefined;
-}
-
-function bothKeep(one: StoreAbilities, other: StoreAbilities): StoreAbilities {
-  return {
-    conditionalCreate: one.conditionalCreate && other.conditionalCreate,
-    conditionalReplace: one.conditionalReplace && other.conditionalReplace,
-  };
-}
-
-function keepsAll({ conditionalCreate, conditionalReplace }: StoreAbilities): boolean {
-  return conditionalCreate && conditionalReplace;
-}
-
-/**
- * Tries on a lease that is held what the store does with conditions that can't hold.
- * @returns what lies in the lease since, if that was replaced
- */
-async function tryConditions(
-  bucket: Bucket,
-  key: string,
-  holder: string,
-  signal: AbortSignal | undefined,
-): Promise<{ readonly abilities: StoreAbilities; readonly content: Buffer | undefined }> {
-  let content: Buffer | undefined;
-  // Another content each time: one that is there already would look like a success.
-  const replace = async (etag: string): Promise<string | undefined | typeof LACKS> => {
-    const next = await contentNow(holder);
-    const done = await unlessLacking(() => bucket.replaceIfUnchanged(key, next, { etag, signal }));
-    if (typeof done === "string") content = next;
-    return done;
-  };
-  const first = await contentNow(holder);
-  const created = await unlessLacking(() => bucket.putIfAbsent(key, first, { signal }));
-  if (created === true) content = first;
-  let conditionalReplace = (await replace(NOBODYS)) === undefined;
-  // Ceph refuses each If-Match in a bucket with versions, and takes no notice of If-None-Match there.
-  if (created !== false && conditionalReplace) {
-    const there = await bucket.get(key, MOST_LEASE_BYTES, { signal });
-    const isOurs = there !== undefined && holderIn(there.bytes) === holder;
-    conditionalReplace = isOurs && typeof (await replace(there.etag)) === "string";
-  }
-  return { abilities: { conditionalCreate: created === false, conditionalReplace }, content };
-}
-
-const LACKS = Symbol("the store does not know the condition");
-
-async function unlessLacking<T>(request: () => Promise<T>): Promise<T | typeof LACKS> {
-  try {
-    return await request();
-  } catch (error) {
-    if (hasCode(error, "E_S3_LACKS")) return LACKS;
-    throw error;
-  }
-}
-
-async function isHeldBy(bucket: Bucket, key: string, holder: string, signal: AbortSignal): Promise<boolean> {
-  const found = await bucket.get(key, MOST_LEASE_BYTES, { signal });
-  return found !== undefined && holderIn(found.bytes) === holder;
-}
-
-function holderIn(content: Buffer): unknown {
-  return ((parseJson(content.toString("utf8")) ?? {}) as Record<string, unknown>)["holder"];
-}
-
-/** Removes a lease that was perhaps taken. */
-async function giveBack(bucket: Bucket, key: string, holder: string): Promise<void> {
-  const signal = AbortSignal.timeout(CLEAR_MS);
-  if (await isHeldBy(bucket, key, holder, signal)) await bucket.remove([key], { signal });
-}
-
-/** @returns the ETag of the lease; undefined: another process was quicker */
-async function takeOnCondition(
-  bucket: Bucket,
-  key: string,
-  content: Buffer,
-  { etag, signal }: Pick<TakeOptions, "etag" | "signal">,
-): Promise<string | undefined> {
-  if (etag !== undefined) return await bucket.replaceIfUnchanged(key, content, { etag, signal });
-  if (!(await bucket.putIfAbsent(key, content, { signal }))) return undefined;
-  const made = await bucket.get(key, MOST_LEASE_BYTES, { signal });
-  return made?.bytes.equals(content) ? made.etag : undefined;
-}
-
-/** Another content each time, so that the ETag changes. */
-async function contentNow(holder: string): Promise<Buffer> {
-  const process = { ...(await thisSystemProcess()), holder };
-  return Buffer.from(JSON.stringify({ ...process, nonce: randomUUID() }));
 }

@@ -1,5 +1,6 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
+import { type LACKS, type StoreAbilities, unlessLacking } from "./abilities.js";
 import type { AskOptions } from "./asker.js";
 import type { Bucket } from "./bucket.js";
 import { ObjectUpload } from "./upload.js";
@@ -9,14 +10,6 @@ const MIB = 1024 * 1024;
 const LEFT_MS = 3_600_000;
 /** How long a look clears up that has failed: the store may be silent. */
 const CLEAR_MS = 3_000;
-
-/** What a store was found to do. */
-export interface StoreAbilities {
-  /** One of many who create an object with the same key wins, and the others are told. */
-  readonly conditionalCreate: boolean;
-  /** An object is replaced only if it is still the one that was read. */
-  readonly conditionalReplace: boolean;
-}
 
 /**
  * Tries with small objects of its own what a repository needs of a store, and removes them.
@@ -89,20 +82,22 @@ function prefixOf(bucket: Bucket): string {
 
 async function tryConditions(bucket: Bucket, key: string, options: AskOptions): Promise<StoreAbilities> {
   const [first, second, third] = [Buffer.from("first"), Buffer.from("second"), Buffer.from("third")];
-  if (!(await supported(bucket.putIfAbsent(key, first, options)))) await bucket.put(key, first, options);
-  const again = await supported(bucket.putIfAbsent(key, second, options));
+  const created = await unlessLacking(() => bucket.putIfAbsent(key, first, options));
+  if (created !== true) await bucket.put(key, first, options);
+  const again = await unlessLacking(() => bucket.putIfAbsent(key, second, options));
   await bucket.put(key, first, options);
   const before = await bucket.find(key, options);
   await bucket.put(key, third, options);
   const etag = before?.etag ?? "";
-  const overwritten = await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag }));
+  const replace = (old: string): Promise<string | undefined | typeof LACKS> =>
+    unlessLacking(() => bucket.replaceIfUnchanged(key, second, { ...options, etag: old }));
+  const overwritten = await replace(etag);
   const now = await bucket.find(key, options);
   await tryTelling(bucket, key, { ...options, etag });
-  const right =
-    now && (await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag: now.etag })));
+  const right = now && (await replace(now.etag));
   return {
     conditionalCreate: again === false,
-    conditionalReplace: overwritten === undefined && typeof right === "string",
+    conditionalReplace: typeof overwritten !== "string" && typeof right === "string",
   };
 }
 
@@ -119,16 +114,6 @@ async function tryTelling(
     throw error;
   }
   throw lacks(bucket, "tell an object from the one that it has replaced (by ETag and If-Match)");
-}
-
-/** Undefined where the store does not know the condition. */
-async function supported<T>(request: Promise<T>): Promise<T | undefined> {
-  try {
-    return await request;
-  } catch (error) {
-    if (error instanceof PreconditionError && error.code === "E_S3_LACKS") return undefined;
-    throw error;
-  }
 }
 
 /** An object in two parts, and a range across them. */

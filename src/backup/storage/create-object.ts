@@ -1,6 +1,6 @@
+import type { StoreAbilities } from "../s3/abilities.js";
 import type { AskOptions } from "../s3/asker.js";
 import type { Bucket } from "../s3/bucket.js";
-import type { StoreAbilities } from "../s3/probe.js";
 
 interface CreateObjectOptions extends AskOptions {
   /** Where the store can't create on condition it is asked before, and one of two at a time may go unseen. */

@@ -1,6 +1,6 @@
+import type { StoreAbilities } from "../s3/abilities.js";
 import type { AskOptions } from "../s3/asker.js";
 import type { Bucket } from "../s3/bucket.js";
-import type { StoreAbilities } from "../s3/probe.js";
 
 interface ReplaceObjectOptions extends AskOptions {
   /** Of the object that is meant. */

@@ -1,8 +1,8 @@
 import { anySignal } from "../../nbd/index.js";
 import { BackupError, hasCode } from "../base/errors.js";
+import type { StoreAbilities } from "../s3/abilities.js";
 import type { AskOptions } from "../s3/asker.js";
 import { type Lease, takeLease } from "../s3/lease.js";
-import type { StoreAbilities } from "../s3/probe.js";
 import { plainName } from "./aside-name.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";

@@ -1,7 +1,7 @@
+import type { StoreAbilities } from "../s3/abilities.js";
 import type { AskOptions } from "../s3/asker.js";
 import type { Bucket } from "../s3/bucket.js";
 import type { Lease } from "../s3/lease.js";
-import type { StoreAbilities } from "../s3/probe.js";
 import { MOST_NOTE_BYTES, noteKey } from "./point-note.js";
 import type { MergeState } from "./stored-writing.js";
 

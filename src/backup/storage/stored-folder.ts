@@ -16,11 +16,11 @@
  */
 
 import type { FilePlace } from "../image/readable-file.js";
-import type { StoreAbilities } from "../s3/probe.js";
+import { keepsAll, type StoreAbilities } from "../s3/abilities.js";
 import type { RecordFolder } from "./record-folder.js";
 import type { KeptVersion, MergeState, StoredLeftovers, StoreWriting } from "./stored-writing.js";
 
-export type { StoreAbilities };
+export { keepsAll, type StoreAbilities };
 
 /** What something in a folder is. */
 interface Kind {

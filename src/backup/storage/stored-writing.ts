@@ -1,6 +1,6 @@
 import type { NewFile, RemoteNewFile } from "../image/new-file.js";
+import type { StoreAbilities } from "../s3/abilities.js";
 import type { AskOptions } from "../s3/asker.js";
-import type { StoreAbilities } from "../s3/probe.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**
