@@ -5,7 +5,7 @@
  * and copied-bounds.ts for a very large one), and assembly.ts makes one of ranges of others. probe.ts finds
  * out what a store can do (abilities.ts), lease.ts with lease-object.ts lets one write, lifecycle.ts has old
  * uploads ended. Below them all are asker.ts, address.ts, client.ts with request-handler.ts, opening.ts,
- * patience.ts, etags.ts and errors.ts.
+ * turns.ts, patience.ts, etags.ts and errors.ts.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
  * it is compared with what was asked for, and bounded.
@@ -24,13 +24,14 @@ import { type BackupError, DamageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
 import { AWS_ENDPOINT, type S3Address } from "./address.js";
 import type { Asker, AskOptions, PendingUpload, StoredObject, UploadedPart } from "./asker.js";
-import { clientFor, copyIdleMs, lastingAddress } from "./client.js";
+import { clientFor, copyIdleMs, lastingAddress, MOST_CONNECTIONS } from "./client.js";
 import { isAbsent, isAway, isUnmet, reasonOf, statusOf, storeError } from "./errors.js";
 import { bareETag } from "./etags.js";
 import { listFolders, listObjects, listParts, listUploads } from "./listing.js";
 import { ObjectReads } from "./object-reads.js";
 import { hasAnswered, Opening, waitedInVain } from "./opening.js";
 import { patiently } from "./patience.js";
+import { Turns } from "./turns.js";
 
 /** A store that is away for longer fails the work. */
 const PATIENCE_MS = 60_000;
@@ -48,6 +49,7 @@ interface Shared {
   hasAnswered: boolean;
   /** By the time after which a silent connection is given up. */
   readonly copiers: Map<number, Promise<S3Client>>;
+  readonly turns: Turns;
 }
 
 export class Bucket implements Asker, Disposable {
@@ -64,7 +66,7 @@ export class Bucket implements Asker, Disposable {
     address: S3Address,
     client: S3Client,
     { signal, patienceMs }: OpenOptions,
-    shared: Shared = { hasAnswered: false, copiers: new Map() },
+    shared: Shared = { hasAnswered: false, copiers: new Map(), turns: new Turns(MOST_CONNECTIONS) },
   ) {
     this.address = address;
     this.client = client;
@@ -156,7 +158,7 @@ export class Bucket implements Asker, Disposable {
       each.addEventListener("abort", abort, { once: true });
     }
     try {
-      const answer = await patiently(() => request(own.signal), {
+      const answer = await patiently(() => this.#shared.turns.send(request, own.signal), {
         patienceMs: (error) => this.#patienceFor(error),
         signal: own.signal,
       });

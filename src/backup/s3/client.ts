@@ -9,7 +9,7 @@ import { RequestHandler } from "./request-handler.js";
 // It would write a warning to standard error with older versions of Node, once a process.
 process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
 
-const MOST_CONNECTIONS = 48;
+export const MOST_CONNECTIONS = 48;
 const CONNECT_MS = 10_000;
 /** A connection on which nothing moves for so long is given up. */
 const IDLE_MS = 30_000;

@@ -8,8 +8,7 @@ import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 const AHEAD_BYTES = 64 * 1024 * 1024;
 /**
  * Layers that are read or opened at a time, of all those disks. With the manifests of three disks that are
- * looked for meanwhile, eight of each, they leave no request without a connection of the store's client: one
- * that waits for it behind others, on a slow line, would fail as if the store were away.
+ * looked for meanwhile, eight of each, they leave no request of a client behind them without a connection.
  */
 const OPENING_AT_ONCE = 24;
 
