@@ -53,8 +53,9 @@ export async function mergeInStore(
 ): Promise<MergedInStore> {
   const { repository, domain, signal: stop } = options;
   const signal = anySignal(stop, writing.lost);
-  // What was begun to be committed is: the signal of the command would have it undone.
-  const steady = repository.withSignal(writing.lost);
+  // What was begun to be committed is, if it takes some seconds only: the signal of the command would have it
+  // undone.
+  const steady = repository.withSignal(writing.over);
   const refuse = (records: readonly { readonly point: string; readonly name: string }[]): void => {
     const live = records.find((each) => hasLiveNote([each.name]) && !isLive(each.point));
     if (live) throw beganMeanwhile(domain, live.point);
@@ -80,8 +81,7 @@ export async function mergeInStore(
       refuse,
       onStep: options.onStep,
     });
-    const after = { domain, repository: repository.withSignal(writing.lost) };
-    const grownBytes = (await bytesOfPoint(after, point.id)) - before;
+    const grownBytes = (await bytesOfPoint({ domain, repository: steady }, point.id)) - before;
     return { merges: done.map(({ merge: each }) => each), versions, grownBytes };
   } catch (error) {
     // The next run does it otherwise.

@@ -51,7 +51,7 @@ export async function removePoints(
     const refuse = (names: readonly string[]): void => {
       if (hasLiveNote(names)) throw beganMeanwhile(domain, id);
     };
-    const removed = await writing.removePoint(id, { signal: writing.lost, refuse });
+    const removed = await writing.removePoint(id, { signal: writing.over, refuse });
     freedBytes += removed.bytes;
     if (removed.versions) versions.push(removed.versions);
   }

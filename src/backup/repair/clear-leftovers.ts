@@ -30,7 +30,7 @@ export async function clearLeftovers({
     await repository.writingInStore(
       domain,
       async (writing) => {
-        for (const { id } of late) await writing.clearPoint(id, { signal: writing.lost });
+        for (const { id } of late) await writing.clearPoint(id, { signal: writing.over });
       },
       signal,
     );

@@ -153,7 +153,7 @@ export class StoreMender implements ImageMender {
       onStep?.(`made ${digests.file}`);
       const made = { ...disk, digests: { ...digests, file } };
       const prove = async (): Promise<void> => {
-        const { repository, signal } = this.#committing();
+        const { repository, signal } = this.#proving();
         await using folder = await repository.openPoint(domain, point.id);
         if (!(await isDigestFileRight(folder, made, signal))) throw this.#isOther(file);
       };
@@ -164,7 +164,7 @@ export class StoreMender implements ImageMender {
   /** Each byte that a digest tells of is read: no cluster is damaged that was not so before. */
   async #proveImage(): Promise<void> {
     const { domain, point, disk } = this.#options;
-    const { repository, signal } = this.#committing();
+    const { repository, signal } = this.#proving();
     await using folder = await repository.openPoint(domain, point.id);
     try {
       if (disk.format === "qcow2") {
@@ -182,10 +182,13 @@ export class StoreMender implements ImageMender {
     }
   }
 
-  /** What a mend is proven with: the command's signal would have it undone. */
-  #committing(): { readonly repository: Repository; readonly signal: AbortSignal } {
-    const { lost } = this.#writing;
-    return { repository: this.#options.repository.withSignal(lost), signal: lost };
+  /**
+   * What a mend is proven with. That takes as long as to read the image, so the command's signal ends it, and
+   * the mend is undone.
+   */
+  #proving(): { readonly repository: Repository; readonly signal: AbortSignal } {
+    const signal = anySignal(this.#options.signal, this.#writing.over);
+    return { repository: this.#options.repository.withSignal(signal), signal };
   }
 
   #isOther(file: string, cause?: unknown): BackupError {

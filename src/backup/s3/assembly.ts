@@ -31,6 +31,8 @@ interface WrittenRange {
 export type AssembledRange = CopiedRange | WrittenRange;
 
 interface AssemblyOptions extends AskOptions {
+  /** As for {@link Multipart}. */
+  readonly late?: AbortSignal | undefined;
   /** What the object begins with: it may be written until the end. 0: it begins with a range. */
   readonly headBytes: number;
   /** What follows. Each has 5 MiB or more, but for the last one if nothing is written behind it. */
@@ -123,7 +125,8 @@ export class ObjectAssembly implements AsyncDisposable {
   /** Begins the upload, and has the store copy the ranges. */
   static async begin(bucket: Bucket, key: string, options: AssemblyOptions): Promise<ObjectAssembly> {
     const stop = new AbortController();
-    const multipart = new Multipart(bucket, key, { signal: options.signal, stop: stop.signal });
+    const { signal, late } = options;
+    const multipart = new Multipart(bucket, key, { signal, stop: stop.signal, late });
     return new ObjectAssembly(bucket, multipart, options, { uploadId: await multipart.begin(), stop });
   }
 

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { GRACE_MS, Grace } from "../base/grace.js";
 import { parseJson } from "../base/json.js";
 import { isDead, type SystemProcess } from "../host/process-identity.js";
 import { bothKeep, type StoreAbilities } from "./abilities.js";
@@ -30,6 +31,13 @@ const RETAKE_MS = 100;
 export interface Lease {
   /** Aborted when it was lost: nothing may be committed then. */
   readonly lost: AbortSignal;
+  /**
+   * Aborted 10 s after the signal of whoever took it, if that fires: what is not done by then is left to the
+   * next holder.
+   */
+  readonly late: AbortSignal;
+  /** Aborted with either: nothing is asked of the store any more. */
+  readonly over: AbortSignal;
   /** What the store does: what was said of it before, unless it took no notice of a condition just now. */
   readonly abilities: StoreAbilities;
   /**
@@ -41,6 +49,7 @@ export interface Lease {
    * Asks the store too. No clock of this host tells what happened while it slept, or while its virtual
    * machine was paused.
    * @throws {BackupError} `E_LEASE_LOST`
+   * @throws the signal's reason when it is late
    */
   confirm(): Promise<void>;
   /** For whoever finds out otherwise that another one writes. */
@@ -146,6 +155,8 @@ class HeldLease implements Lease {
   /** It stands in the object, whatever else of it changes. */
   readonly #holder: string;
   readonly #lost = new AbortController();
+  readonly #grace: Grace;
+  readonly over: AbortSignal;
   readonly #ended = new AbortController();
   readonly #renewing: Promise<void>;
   #etag: string;
@@ -159,6 +170,8 @@ class HeldLease implements Lease {
     this.#holder = taken.holder;
     this.#etag = taken.etag;
     this.#renewedAt = taken.at;
+    this.#grace = new Grace(options.signal, GRACE_MS);
+    this.over = anySignal(this.#lost.signal, this.late);
     this.#renewing = this.#renew();
   }
 
@@ -186,6 +199,10 @@ class HeldLease implements Lease {
     return this.#lost.signal;
   }
 
+  get late(): AbortSignal {
+    return this.#grace.late;
+  }
+
   assertHeld(): void {
     if (this.#leftMs() <= 0) this.lose();
     this.#lost.signal.throwIfAborted();
@@ -193,7 +210,7 @@ class HeldLease implements Lease {
 
   async confirm(): Promise<void> {
     this.assertHeld();
-    if (!(await this.#isThere(this.#lost.signal))) this.lose("another one has it");
+    if (!(await this.#isThere(this.over))) this.lose("another one has it");
     this.assertHeld();
   }
 
@@ -249,10 +266,11 @@ class HeldLease implements Lease {
   async release(): Promise<void> {
     this.#ended.abort();
     await this.#renewing;
+    using _ = this.#grace;
     const isSure = performance.now() - this.#renewedAt < this.#options.termMs / 2;
     if (!isSure || this.#lost.signal.aborted) return;
     // A request that is repeated for longer would remove the next holder's.
-    const signal = AbortSignal.timeout(Math.max(0, Math.floor(this.#leftMs())));
+    const signal = anySignal(AbortSignal.timeout(Math.max(0, Math.floor(this.#leftMs()))), this.late);
     try {
       if (await this.#isThere(signal)) await this.#bucket.remove([this.#key], { signal });
     } catch {

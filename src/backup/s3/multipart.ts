@@ -8,6 +8,7 @@ import {
 } from "@aws-sdk/client-s3";
 import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
+import { GRACE_MS, Grace } from "../base/grace.js";
 import type { AskOptions } from "./asker.js";
 import type { Bucket } from "./bucket.js";
 import { COPY_IDLE_MS, copyIdleMs } from "./client.js";
@@ -18,10 +19,10 @@ import { isAbsent, reasonOf } from "./errors.js";
  * aborted.
  */
 const LOOKS_AFTER_MS = [250, 500, 1_000, 2_000];
-/** How long an upload is tried to be aborted, and then looked after: a backup job waits for it. */
+/** How long an upload is tried to be aborted, and looked after: a backup job waits for it. */
 const ABORT_MS = 10_000;
-/** How long it is tried to be aborted where somebody has given a signal: the store may be why. */
-const CLEAR_MS = 3_000;
+/** The same where somebody has given a signal: the store may be why. */
+const CLEAR_MS = 5_000;
 
 /** Bytes of another object of the bucket, which the store copies by itself. */
 export interface CopiedRange {
@@ -42,22 +43,32 @@ export class Multipart {
   /** Those of parts. */
   readonly #ofParts: AskOptions;
   #id: Promise<string> | undefined;
+  /** Ends all that has to be done after a signal. */
+  readonly #late: AbortSignal | undefined;
   /** Whether a request of a part has failed: it may be on its way still. */
   #isPartOnItsWay = false;
+  /** Whether nobody knows if the object is made: then the next run looks. */
+  #isLeft = false;
 
   /**
    * @param options.stop ends the requests of parts, and lets no other one begin: one of them has failed
+   * @param options.late ends `abort` too, where more than this has to be done after a signal
    * @param left the id of an upload that was begun; default: a new one, with the first part
    */
   constructor(
     bucket: Bucket,
     key: string,
-    { stop, ...options }: AskOptions & { readonly stop?: AbortSignal },
+    {
+      stop,
+      late,
+      ...options
+    }: AskOptions & { readonly stop?: AbortSignal; readonly late?: AbortSignal | undefined },
     left?: string,
   ) {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
+    this.#late = late;
     this.#ofParts = stop ? { signal: anySignal(options.signal, stop) } : options;
     if (left !== undefined) this.#id = Promise.resolve(left);
   }
@@ -134,8 +145,9 @@ export class Multipart {
   }
 
   /**
-   * Makes the object of its parts, also in place of one that has its key. No signal ends that when it is under
-   * way: the object could appear after what was left had been removed, and nobody would look for it.
+   * Makes the object of its parts, also in place of one that has its key. A signal ends that only 10 s later
+   * when it is under way: the object could appear after what was left had been removed, and nobody would look
+   * for it. Nothing is removed any more then: a lease is over at the same time.
    * @param options.signal keeps it from beginning; default: that of parts
    * @returns whether the store says so; otherwise there is no such upload: an earlier try may have succeeded,
    *   and its answer been lost
@@ -145,12 +157,14 @@ export class Multipart {
     const UploadId = await this.begin();
     const request = { Bucket: bucket, Key: this.key, UploadId, MultipartUpload: { Parts } };
     signal?.throwIfAborted();
+    using grace = new Grace(this.#options.signal, GRACE_MS);
     try {
-      await this.#bucket.ask("completing", this.key, {}, (abortSignal) =>
+      await this.#bucket.ask("completing", this.key, { signal: grace.late }, (abortSignal) =>
         this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
       );
       return true;
     } catch (error) {
+      this.#isLeft = grace.late.aborted;
       const { cause } = error as Error;
       if (!isAbsent(cause) && reasonOf(cause) !== "NoSuchUpload") throw error;
       return false;
@@ -161,19 +175,19 @@ export class Multipart {
    * Ends an upload that was begun, so that the store drops its parts. Parts that were on their way may arrive
    * afterwards: then it is aborted again, for some seconds. Those that arrive later still take room until a
    * rule of the bucket ends old uploads (lifecycle.ts). If this fails, a later run's look finds the upload.
-   * After a signal it takes some seconds at most.
+   * It takes 10 s at most, and 5 s after a signal.
    */
   async abort(): Promise<void> {
     const uploadId = await this.#id?.catch(() => undefined);
-    if (uploadId === undefined) return;
+    if (uploadId === undefined || this.#isLeft) return;
     const upload = { key: this.key, uploadId };
     const isAborted = this.#bucket.isEnded || (this.#options.signal?.aborted ?? false);
     const bucket = this.#bucket.withSignal(undefined);
     try {
-      await bucket.abortUpload(upload, { signal: AbortSignal.timeout(isAborted ? CLEAR_MS : ABORT_MS) });
-      const signal = AbortSignal.timeout(ABORT_MS);
+      const signal = anySignal(AbortSignal.timeout(isAborted ? CLEAR_MS : ABORT_MS), this.#late);
+      await bucket.abortUpload(upload, { signal });
       for (const pauseMs of this.#isPartOnItsWay ? LOOKS_AFTER_MS : []) {
-        await sleep(pauseMs);
+        await sleep(pauseMs, undefined, { signal });
         // Credentials that may write need not be allowed to look.
         const parts = await bucket.uploadedParts(upload, { signal }).catch(() => undefined);
         if (parts?.size === 0) return;

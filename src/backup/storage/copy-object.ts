@@ -14,6 +14,7 @@ const COMPARED_AT_ONCE = 8;
  * Has the store copy an object, and compares both ends of each 32 MiB of the copy with the original: a store
  * could copy a part of it from another place.
  * @param options.beforeIt called when everything is copied, and before the copy is there
+ * @param options.late as for an upload: what has to be done after a signal ends then
  * @throws {DamageError} `E_S3_MISSING`
  * @throws {BackupError} `E_S3_FAILED`: the store has copied something else, which lies there
  */
@@ -21,13 +22,17 @@ export async function copyObject(
   bucket: Bucket,
   from: string,
   to: string,
-  { beforeIt, ...options }: AskOptions & { readonly beforeIt?: () => Promise<void> },
+  {
+    beforeIt,
+    late,
+    ...options
+  }: AskOptions & { readonly beforeIt?: () => Promise<void>; readonly late?: AbortSignal | undefined },
 ): Promise<void> {
   const original = await bucket.findThere(from, options);
   const { size, etag } = original;
   const range = { key: from, etag, start: 0, length: size, isWhole: true };
   const parts = { headBytes: 0, ranges: [range], tailPartBytes: LEAST_PART_BYTES };
-  await using copy = await ObjectAssembly.begin(bucket, to, { ...options, ...parts });
+  await using copy = await ObjectAssembly.begin(bucket, to, { ...options, late, ...parts });
   await copy.send();
   await beforeIt?.();
   await assertAlike(bucket, original, await copy.complete(), { ...options, ranges: [range] });

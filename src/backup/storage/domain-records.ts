@@ -46,6 +46,6 @@ export class DomainRecords implements RecordFolder {
   async [Symbol.asyncDispose](): Promise<void> {}
 
   get #options(): { readonly signal: AbortSignal } {
-    return { signal: this.#lease.lost };
+    return { signal: this.#lease.over };
   }
 }

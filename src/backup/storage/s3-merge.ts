@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { anySignal } from "../../nbd/index.js";
 import { hasCode } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions, StoredObject } from "../s3/asker.js";
@@ -91,7 +92,8 @@ export class S3Merge implements StoredMerge {
       return { key, etag: objects.get(key)?.etag ?? "", start, length };
     });
     const key = this.#key(name);
-    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, ...parts, ranges });
+    const { late } = this.#lease;
+    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, late, ...parts, ranges });
     this.#images.set(name, image);
     return new AssembledFile(`${this.#place.path}/${this.#id}/${name}`, image);
   }
@@ -101,7 +103,8 @@ export class S3Merge implements StoredMerge {
     const key = this.#key(name);
     const ranges = patchedRanges(bucket, await bucket.findThere(key, this.#options), patches);
     const parts = { headBytes: 0, ranges, tailPartBytes: LEAST_PART_BYTES };
-    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, ...parts });
+    const { late } = this.#lease;
+    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, late, ...parts });
     this.#images.set(name, image);
     this.#unpatched.set(
       name,
@@ -128,8 +131,9 @@ export class S3Merge implements StoredMerge {
     onStep = () => undefined,
   }: MergedManifests): Promise<KeptVersion[]> {
     const { bucket, onChange } = this.#place;
-    // Not with the caller's signal: it would have to be undone.
-    const options = { signal: this.#lease.lost };
+    // Not with the caller's signal, once the manifest has changed: it would have to be undone. But some seconds
+    // after it the next run is left to do that.
+    const options = { signal: this.#lease.over };
     const before = this.#current.manifest.bytes.toString("utf8");
     // Both before anything is changed: it may be that one of them can't be made.
     const manifests = { aside: aside(before), merged: merged(before) };
@@ -140,9 +144,12 @@ export class S3Merge implements StoredMerge {
     const names = [...this.#images.keys()];
     const versions = await this.#versionsOf(names, options);
     for (const name of names) {
-      await copyObject(bucket, this.#key(name), this.#key(this.nameOf(name)), options);
+      const { late, over } = this.#lease;
+      const signal = anySignal(this.#options.signal, over);
+      await copyObject(bucket, this.#key(name), this.#key(this.nameOf(name)), { signal, late });
       onStep(`aside ${name}`);
     }
+    this.#options.signal?.throwIfAborted();
     await this.#replaceManifest(manifests.aside, options);
     onStep("manifest aside");
     for (const [name, image] of this.#images) {
@@ -177,9 +184,9 @@ export class S3Merge implements StoredMerge {
   }
 
   async discard(): Promise<void> {
-    for (const image of this.#images.values()) await image[Symbol.asyncDispose]();
+    await Promise.all([...this.#images.values()].map((image) => image[Symbol.asyncDispose]()));
     if (this.#isCommitted) return;
-    const options = { signal: this.#lease.lost };
+    const options = { signal: this.#lease.over };
     await this.#lease.confirm();
     await settleMerge(this.#place, this.#lease, this.#id, { ...options, uploads: this.#uploads });
     await this.#removeNote(options);

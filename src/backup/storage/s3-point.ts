@@ -1,3 +1,4 @@
+import { anySignal } from "../../nbd/index.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { Lease } from "../s3/lease.js";
 import { imageBufferBytes } from "../s3/part-layout.js";
@@ -69,9 +70,9 @@ export class S3Point implements NewStoredPoint {
   async publish(name: string, text: string): Promise<void> {
     const { bucket, abilities } = this.#place;
     const key = this.#key(name);
-    // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But
-    // no manifest is sent once others may have the lease.
-    const options = { signal: this.#lease.lost };
+    // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But it
+    // ends some seconds later, and no manifest is sent once others may have the lease.
+    const options = { signal: this.#lease.over };
     this.#lease.assertHeld();
     await this.#left?.removeRest(options);
     try {
@@ -92,7 +93,7 @@ export class S3Point implements NewStoredPoint {
 
   async discard(): Promise<void> {
     const { bucket, prefix, manifest } = this.#place;
-    const options = { signal: this.#lease.lost };
+    const options = { signal: this.#lease.over };
     // The next holder of the lease clears it away, and may be making a point of the same id.
     try {
       await this.#lease.confirm();
@@ -114,8 +115,9 @@ export class S3Point implements NewStoredPoint {
    */
   async #haveNextLook(): Promise<void> {
     const { bucket, prefix, abilities } = this.#place;
-    // Not with `lost`, which is aborted by now.
-    const options = { abilities, signal: AbortSignal.timeout(LATE_NOTE_MS) };
+    // Not with `lost`, which may be aborted by now. When it is late, the note is there that it was begun with.
+    const signal = anySignal(AbortSignal.timeout(LATE_NOTE_MS), this.#lease.late);
+    const options = { abilities, signal };
     await createObject(bucket, noteKey(prefix, this.#id), noteOf("late"), options).catch(() => undefined);
   }
 

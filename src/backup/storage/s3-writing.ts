@@ -59,6 +59,10 @@ class S3Writing implements StoreWriting {
     return this.#lease.lost;
   }
 
+  get over(): AbortSignal {
+    return this.#lease.over;
+  }
+
   get abilities(): StoreAbilities {
     return this.#place.abilities;
   }
@@ -192,7 +196,7 @@ class S3Writing implements StoreWriting {
 
   async rewrite(id: string, change: (text: string, etag: string) => string): Promise<void> {
     const { bucket, prefix, manifest, abilities, onChange } = this.#place;
-    const options = { signal: this.#lease.lost };
+    const options = { signal: this.#lease.over };
     const key = `${prefix}${id}/${manifest}`;
     const found = await bucket.get(key, MOST_MANIFEST_BYTES, options);
     if (!found) return giveUp(this.#lease, `point ${id} is gone`);

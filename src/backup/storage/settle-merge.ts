@@ -52,6 +52,7 @@ export async function settleMerge(
     for (const { from, to } of state.aside) {
       await copyObject(bucket, `${point}${from}`, `${point}${to}`, {
         ...options,
+        late: lease.late,
         beforeIt: () => lease.confirm(),
       });
     }

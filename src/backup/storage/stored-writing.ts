@@ -21,6 +21,11 @@ import type { RecordFolder } from "./record-folder.js";
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
   readonly lost: AbortSignal;
+  /**
+   * Aborted then too, and some seconds after the signal of whoever has begun to write: what must not be left
+   * half is done with it. What is not done by then is left to the next holder.
+   */
+  readonly over: AbortSignal;
   /** What the store does, as it was found when the lease was taken. */
   readonly abilities: StoreAbilities;
   /**
@@ -126,6 +131,7 @@ export interface StoredMerge {
    * Puts the new images in place.
    * @returns what stays of the old ones in a bucket that keeps versions
    * @throws {BackupError} `E_LEASE_LOST`; what `prove` throws: the point is as before then
+   * @throws the signal's reason, if it fires before the manifest has changed, or some seconds have passed since
    */
   commit(manifests: MergedManifests): Promise<KeptVersion[]>;
   /** Undoes all of it that was not committed. Without the lease that is left to its next holder. */

@@ -1,5 +1,5 @@
 import { messageOf } from "../base/errors.js";
-import { withGrace } from "../base/grace.js";
+import { Grace } from "../base/grace.js";
 import type { CheckpointRecord } from "../guest/checkpoint-record.js";
 import { clearFolder } from "../guest/claim.js";
 import { type Guest, retireCheckpoints } from "../guest/guest.js";
@@ -10,8 +10,8 @@ import { domainFolder, foldersNamed } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 
-/** How long a store is asked after a signal which checkpoints are needed. */
-const GRACE_MS = 30_000;
+/** How long a store is asked after a signal which checkpoints are needed, when the job has ended. */
+const GRACE_MS = 5_000;
 
 interface WarningOptions {
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -83,9 +83,8 @@ async function steadily<T>(
   { signal }: ClearOptions,
   work: (steady: Guest) => Promise<T>,
 ): Promise<T> {
-  return await withGrace(signal, GRACE_MS, (late) =>
-    work({ ...guest, repository: guest.repository.withSignal(late) }),
-  );
+  using grace = new Grace(signal, GRACE_MS);
+  return await work({ ...guest, repository: guest.repository.withSignal(grace.late) });
 }
 
 /** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */

@@ -71,6 +71,34 @@ it.each([
   20_000,
 );
 
+it.each([
+  ["nobody may be told of its parts", "list", 10_000],
+  ["somebody has given a signal", "list", 5_000],
+  ["somebody has given a signal", "completion", 10_000],
+] as const)(
+  "gives up a silent store in time when %s, and a %s is not answered",
+  async (why, silent, mostMs) => {
+    answerWith((what, answer) => {
+      if (what === "part" && silent === "completion") answer.writeHead(200, { etag: '"0"' }).end();
+    });
+    const [caller, stop] = [new AbortController(), new AbortController()];
+    const multipart = new Multipart(bucket, "key", { signal: caller.signal, stop: stop.signal });
+    const part = multipart.put(1, Buffer.from("bytes"));
+    const ended = expect(
+      silent === "list" ? part : part.then(async (each) => await multipart.complete([each])),
+    ).rejects.toThrow("enough");
+    const sent = silent === "list" ? () => asked("PUT", /partNumber=1/) : () => asked("POST", /uploadId/);
+    await expect.poll(sent).toBe(1);
+    const at = performance.now();
+    (why === "somebody has given a signal" ? caller : stop).abort(new Error("enough"));
+    await ended;
+    await multipart.abort();
+    expect(performance.now() - at).toBeLessThan(mostMs + 1_000);
+    expect(asked("GET", /uploadId=id/)).toBe(silent === "list" ? 1 : 0);
+  },
+  40_000,
+);
+
 it("aborts an upload once if its parts were answered", async () => {
   answerWith((_, answer) => void answer.writeHead(200, { etag: '"0"' }).end());
   const multipart = new Multipart(bucket, "key", {});
