@@ -4,6 +4,7 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judged-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { pointsAtOnce } from "../../src/backup/storage/open-store.js";
 import { type BackupResult, backup, loadBackups } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, throwIfInterrupted, worstExitCode } from "../exit-codes.js";
@@ -104,7 +105,7 @@ async function backUpAsAsked(
   const most = options.jobs ?? (options.server === undefined ? JOBS : 1);
   const job: Job = {
     ...asked,
-    atOnce: Math.min(most, domains.length),
+    atOnce: Math.min(pointsAtOnce(options.to, most), domains.length),
     progress,
     prefixOf: (domain) => (isSeveral ? `${domain}: ` : ""),
   };

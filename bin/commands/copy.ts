@@ -6,6 +6,7 @@ import type { Retention } from "../../src/backup/prune/retention.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { readCopied } from "../../src/backup/repository/copied-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { pointsAtOnce } from "../../src/backup/storage/open-store.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { rateLimitOf } from "../option-values.js";
@@ -62,7 +63,10 @@ export async function runCopy(
   const domains = [...new Set([...ours, ...lost])].sort();
 
   const limit = rateLimitOf(options);
-  const domainsAtOnce = Math.max(1, Math.min(options.jobs ?? JOBS, domains.length));
+  const domainsAtOnce = Math.max(
+    1,
+    Math.min(pointsAtOnce(target, options.jobs ?? JOBS, true), domains.length),
+  );
   const progress = await output.progress();
   const copy = (domain: string, ending: AbortSignal): Promise<CopyResult> =>
     copyDomain({

@@ -23,8 +23,16 @@ const NEEDED_AT_ONCE = 4;
 const ONE_IMAGE_BUFFERS = 48 * MIB;
 
 /**
+ * Images that are uploaded side by side in 96 MiB: each takes 24 MiB at least, in three parts, and the digest
+ * file beside it 8.
+ */
+export const MOST_IMAGES = 3;
+/** The same where no digest file is uploaded beside its image. */
+export const MOST_BARE_IMAGES = 4;
+
+/**
  * Bytes of the buffers of an image. With those of the digest files of two disks, 8 MiB each, the images of two
- * take 96 MiB. Of more than three, each takes more than this: parts have 8 MiB at least, and there are three.
+ * take 96 MiB. Of four, each takes more than this: parts have 8 MiB at least, and there are three.
  * @param atOnce how many images are uploaded side by side
  */
 export function imageBufferBytes(atOnce: number): number {

@@ -1,4 +1,5 @@
 import { isS3Address, isSameStore, parseS3Address } from "../s3/address.js";
+import { MOST_BARE_IMAGES, MOST_IMAGES } from "../s3/part-layout.js";
 import type { StoreRoot } from "./stored-folder.js";
 
 /** Whether this is the address of an object store and no path of this machine. */
@@ -12,6 +13,15 @@ export function namesStore(path: string): boolean {
  */
 export function refuseBadAddress(path: string): void {
   if (namesStore(path)) parseS3Address(path);
+}
+
+/**
+ * How many points one process makes there at a time: they share the memory that uploads may take.
+ * @param wanted how many it would make elsewhere
+ * @param isCopied whether their images are copied, each before its digest file
+ */
+export function pointsAtOnce(path: string, wanted: number, isCopied = false): number {
+  return namesStore(path) ? Math.min(wanted, isCopied ? MOST_BARE_IMAGES : MOST_IMAGES) : wanted;
 }
 
 /**

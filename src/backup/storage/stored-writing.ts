@@ -216,7 +216,8 @@ export interface KeptVersion {
 export interface StoredPointOptions extends AskOptions {
   /**
    * How many images are made side by side, of this point and of others; default 1. They share the memory: one
-   * takes 48 MiB and two 80, and more than three take 24 MiB each. A digest file beside each takes 8.
+   * takes 48 MiB and two 80, and more than two take 24 MiB each. A digest file beside each takes 8. So the caller
+   * makes no more than `pointsAtOnce` says at a time.
    */
   readonly imagesAtOnce?: number | undefined;
   /** Whether each digest file is made beside its image; default: one file is made after the other. */

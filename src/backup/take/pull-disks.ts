@@ -34,6 +34,8 @@ import {
 
 const DISKS_AT_ONCE = 8;
 const DISKS_AT_ONCE_TO_STORE = 2;
+/** Images that are uploaded at a time, of all points that are taken side by side: each takes 32 MiB at least. */
+const IMAGES_AT_ONCE_TO_STORE = 3;
 /** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
 const CONNECTIONS_OF_ALL = 64;
 
@@ -118,10 +120,17 @@ export async function pullAll(
 }
 
 /**
- * How many disks of a point are pulled side by side: into an object store fewer, since parts wait in memory.
+ * How many disks of a point are pulled side by side: into an object store fewer, since parts wait in memory,
+ * those of the points that are taken beside it too.
  */
-export function disksAtOnce({ disks, repository }: Pick<TakePointOptions, "disks" | "repository">): number {
-  return Math.min(disks.length, repository.isInStore ? DISKS_AT_ONCE_TO_STORE : DISKS_AT_ONCE);
+export function disksAtOnce({
+  disks,
+  repository,
+  pointsAtOnce = 1,
+}: Pick<TakePointOptions, "disks" | "repository" | "pointsAtOnce">): number {
+  if (!repository.isInStore) return Math.min(disks.length, DISKS_AT_ONCE);
+  const share = Math.max(1, Math.floor(IMAGES_AT_ONCE_TO_STORE / pointsAtOnce));
+  return Math.min(disks.length, DISKS_AT_ONCE_TO_STORE, share);
 }
 
 /** The limits of each disk's connections, so that those of all together stay within the bound. */

@@ -49,7 +49,10 @@ export interface TakePointOptions {
   /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
   readonly compress?: CompressionMethod | undefined;
   readonly sync: boolean;
-  /** How many points this process takes at a time. They share the memory for an object store. Default 1. */
+  /**
+   * How many points this process takes at a time. They share the memory for an object store, which suffices for
+   * three. Default 1.
+   */
   readonly pointsAtOnce?: number | undefined;
   /** How much of the bases of increments is compared with the disks. */
   readonly proveBase?: ProveSettings | undefined;

@@ -1,7 +1,14 @@
 import { readFileSync } from "node:fs";
 import { expect, it } from "vitest";
 import { ComposedLayout } from "../../../src/backup/s3/composed-layout.js";
-import { cheapBytesOf, imageBufferBytes, PartLayout } from "../../../src/backup/s3/part-layout.js";
+import {
+  cheapBytesOf,
+  imageBufferBytes,
+  LEAST_PART,
+  MOST_BARE_IMAGES,
+  MOST_IMAGES,
+  PartLayout,
+} from "../../../src/backup/s3/part-layout.js";
 
 const MIB = 1024 * 1024;
 const GIB = 1024 * MIB;
@@ -94,6 +101,19 @@ it("that are composed follow one another without a gap", () => {
   expect(parts.map(({ number }) => number)).toEqual([1, 2, 3, 3, 3, 4, 4, 4, 5]);
   expect(parts.map(({ first }) => first)).toEqual([0, 1, 2, 2, 2, 5, 5, 5, 8]);
   expect([0, 9, 10, 89].map((at) => layout.indexAt(at))).toEqual([0, 0, 1, 8]);
+});
+
+it.each([
+  ["with digest files beside them", MOST_IMAGES, 8],
+  ["alone", MOST_BARE_IMAGES, 0],
+])("never take more than 96 MiB, however many images are uploaded side by side %s", (_, most, beside) => {
+  for (let atOnce = 1; atOnce <= most; atOnce += 1) {
+    const bufferBytes = imageBufferBytes(atOnce);
+    const part = Math.max(LEAST_PART, cheapBytesOf({ bufferBytes }));
+    // The first part, one that is filled, and the one before it, which is on its way.
+    const each = (Math.max(3, Math.floor(bufferBytes / part)) * part) / MIB + beside;
+    expect(atOnce * each).toBeLessThanOrEqual(96);
+  }
 });
 
 it("share 96 MiB with the digests of two disks, and take less alone", () => {

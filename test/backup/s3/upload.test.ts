@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { ListPartsCommand } from "@aws-sdk/client-s3";
 import { beforeEach, expect, it, vi } from "vitest";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
+import { imageBufferBytes } from "../../../src/backup/s3/part-layout.js";
 import { ObjectUpload, type UploadOptions } from "../../../src/backup/s3/upload.js";
 import { collect } from "../../support/collect.js";
 import { type StoreLab, withStoreLab } from "../../support/store-lab.js";
@@ -109,38 +110,48 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "an object in Ceph that is wri
     expect(back.equals(bytes.subarray(0, 20 * MIB + 5))).toBe(true);
   });
 
-  it("takes at most 96 MiB for two large disks and their digests, which are uploaded side by side", async () => {
-    using bucket = await opened("memory/");
-    const alloc = vi.spyOn(Buffer, "alloc");
-    const bytes = randomBytes(MIB);
-    const uploaded = async (name: string, length: number, options: UploadOptions): Promise<number> => {
-      await using upload = new ObjectUpload(bucket, `memory/${name}`, options);
-      for (let at = options.inOrder ? 0 : MIB; at < length; at += MIB) {
-        if (options.inOrder) await upload.write(bytes, at);
-        else {
-          await upload.capacity();
-          upload.writeNow(bytes, at);
+  it.each([
+    ["two", 2],
+    ["three", 3],
+  ])(
+    "takes at most 96 MiB for %s large disks and their digests, which are uploaded side by side",
+    async (_, atOnce) => {
+      using bucket = await opened("memory/");
+      const alloc = vi.spyOn(Buffer, "alloc");
+      const bytes = randomBytes(MIB);
+      const uploaded = async (name: string, length: number, options: UploadOptions): Promise<number> => {
+        await using upload = new ObjectUpload(bucket, `memory/${name}`, options);
+        for (let at = options.inOrder ? 0 : MIB; at < length; at += MIB) {
+          if (options.inOrder) await upload.write(bytes, at);
+          else {
+            await upload.capacity();
+            upload.writeNow(bytes, at);
+          }
         }
+        if (!options.inOrder) await upload.write(bytes, 0);
+        return (await upload.finish()).size;
+      };
+      try {
+        const image = { mostBytes: 16 * 1024 * 1024 * MIB, bufferBytes: imageBufferBytes(atOnce) };
+        const digests = { mostBytes: 4096 * MIB, bufferBytes: 8 * MIB, inOrder: true };
+        const sizes = ["a", "b", "c"]
+          .slice(0, atOnce)
+          .flatMap((disk) => [
+            uploaded(`${disk}.qcow2`, 60 * MIB, image),
+            uploaded(`${disk}.digests`, 20 * MIB, digests),
+          ]);
+        expect(await Promise.all(sizes)).toEqual(
+          Array.from({ length: atOnce }, () => [60 * MIB, 20 * MIB]).flat(),
+        );
+        const buffers = alloc.mock.calls.map(([size]) => size).filter((size) => size >= MIB);
+        const total = buffers.reduce((sum, size) => sum + size, 0);
+        expect(total).toBeLessThanOrEqual(96 * MIB);
+        expect(total).toBeGreaterThan(64 * MIB);
+      } finally {
+        alloc.mockRestore();
       }
-      if (!options.inOrder) await upload.write(bytes, 0);
-      return (await upload.finish()).size;
-    };
-    try {
-      const image = { mostBytes: 16 * 1024 * 1024 * MIB, bufferBytes: 40 * MIB };
-      const digests = { mostBytes: 4096 * MIB, bufferBytes: 8 * MIB, inOrder: true };
-      const sizes = ["a", "b"].flatMap((disk) => [
-        uploaded(`${disk}.qcow2`, 60 * MIB, image),
-        uploaded(`${disk}.digests`, 20 * MIB, digests),
-      ]);
-      expect(await Promise.all(sizes)).toEqual([60 * MIB, 20 * MIB, 60 * MIB, 20 * MIB]);
-      const buffers = alloc.mock.calls.map(([size]) => size).filter((size) => size >= MIB);
-      const total = buffers.reduce((sum, size) => sum + size, 0);
-      expect(total).toBeLessThanOrEqual(96 * MIB);
-      expect(total).toBeGreaterThan(64 * MIB);
-    } finally {
-      alloc.mockRestore();
-    }
-  });
+    },
+  );
 
   it("refuses what would change a part that is on its way", async () => {
     using bucket = await opened("late/");
