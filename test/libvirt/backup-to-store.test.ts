@@ -135,6 +135,32 @@ await describeWithLibvirt("a backup of a running domain", () => {
       expect(await listed(lab.address("taken", home))).toEqual(points);
     });
 
+    const job = (): Promise<string> =>
+      virsh("domjobinfo", guest.lab.domain).then((text) => /^Job type:\s+(\S+)/m.exec(text)?.[1] ?? text);
+
+    it("that is silent keeps no signal from ending the backup and its job", async () => {
+      guest.repo = lab.address("silent");
+      await guest.lab.write("vda", 0, 40 * MiB, 0x72);
+      let isSilent = false;
+      lab.line.fault = ({ url }) => {
+        isSilent ||= url.includes("partNumber=3");
+        return isSilent ? "never answer" : undefined;
+      };
+      const running = startNbdpull(guest.arguments("--level", "full"), guest.start);
+      await expect.poll(() => isSilent, { timeout: 60_000 }).toBe(true);
+      const at = performance.now();
+      running.kill("SIGTERM");
+      expectExit(await finished(running), 143);
+      // 10 s for the store, and what libvirt needs.
+      expect(performance.now() - at).toBeLessThan(25_000);
+      expect(await job()).toBe("None");
+      lab.line.fault = () => undefined;
+      expect(await listed(guest.repo)).toEqual([]);
+      await guest.take();
+      expect(await lab.left("silent")).toEqual([]);
+      await guest.expectNothingLeft();
+    }, 240_000);
+
     it("that is away for good fails the backup, which ends its job soon after it has lost the lease", async () => {
       guest.repo = lab.address("away");
       await guest.lab.write("vda", 0, 40 * MiB, 0x71);
@@ -145,8 +171,6 @@ await describeWithLibvirt("a backup of a running domain", () => {
       };
       const running = startNbdpull(guest.arguments("--level", "full"), guest.start);
       await expect.poll(() => awaySince, { timeout: 60_000 }).toBeGreaterThan(0);
-      const job = (): Promise<string> =>
-        virsh("domjobinfo", guest.lab.domain).then((text) => /^Job type:\s+(\S+)/m.exec(text)?.[1] ?? text);
       expect(await job()).not.toBe("None");
       await expect.poll(job, { timeout: 120_000, interval: 500 }).toBe("None");
       // 48 s after the last renewal the lease is lost, and for 10 s an upload is tried to be aborted.
