@@ -164,7 +164,8 @@ class Lookahead {
   learn(reply: StatusReply, ask: Ask, position: number, upTo: number): void {
     const { alignment, maxRequest } = this.#range;
     this.#largestReply = Math.max(this.#largestReply, bytesOf(reply));
-    this.#depth = Math.min(DEPTH, 2 * this.#depth);
+    // The first reply is about a short request, and says little about the next ones.
+    if (ask.offset !== this.start) this.#depth = Math.min(DEPTH, 2 * this.#depth);
     if (upTo >= ask.end) {
       this.#requestLength = Math.min(maxRequest, 2 * this.#requestLength);
       return;

@@ -33,7 +33,7 @@ import { encodeGoodbye, encodeRequest, RequestBatch } from "./wire/requests.js";
 
 /**
  * Most requests in flight. QEMU works on 16 of a connection at a time, and finds the others in its socket
- * without waiting for us.
+ * without waiting for us. A server that works on one after the other has up to so many in its queue.
  */
 const WINDOW = 32;
 /**

@@ -46,6 +46,8 @@ interface Story {
   readonly meanwhile: readonly string[];
   /** The bytes that the bitmap marks in the end. */
   readonly dirtyBytes: number;
+  /** What QEMU copies at a time, if that is a cluster of the scratch image. */
+  readonly block?: number;
 }
 
 const STORIES: Record<string, Story> = {
@@ -95,6 +97,15 @@ const STORIES: Record<string, Story> = {
     meanwhile: ["write -P 9 0 8392192"],
     dirtyBytes: MiB + 7 * 512,
   },
+  "blocks larger than the bitmap's, none of them clean at the beginning": {
+    size: 128 * MiB,
+    granularity: 64 * KiB,
+    block: 2 * MiB,
+    before: ["write -P 1 0 80M"],
+    since: Array.from({ length: 32 }, (_, i) => `write -P ${i + 2} ${2 * i}M 64k`),
+    meanwhile: ["write -P 9 0 64k", "write -P 9 70M 64k", "write -P 9 4M 128k"],
+    dirtyBytes: 2 * MiB,
+  },
   "nothing dirty": {
     size: 8 * MiB,
     granularity: 64 * KiB,
@@ -114,7 +125,7 @@ const STORIES: Record<string, Story> = {
 };
 
 /** A disk whose guest keeps writing through the export `guest`, while `snapshot` does not change. */
-async function serve(daemon: string, { size, granularity, before, since }: Story) {
+async function serve(daemon: string, { size, granularity, before, since, block = 64 * KiB }: Story) {
   const disk = at("disk.qcow2");
   await createImage(disk, { size });
   if (before.length > 0) await qemuIo(disk, "qcow2", ...before);
@@ -123,7 +134,7 @@ async function serve(daemon: string, { size, granularity, before, since }: Story
   if (since.length > 0) await qemuIo(disk, "qcow2", ...since);
   await qemuImg("bitmap", "--disable", "-f", "qcow2", disk, "b0");
   await qemuImg("convert", "-f", "qcow2", "-O", "raw", disk, at("point.raw"));
-  await createImage(at("scratch.qcow2"), { size });
+  await createImage(at("scratch.qcow2"), { size, options: { cluster_size: String(block) } });
 
   const socket = at("nbd.sock");
   const blockdev = (options: object): string[] => ["--blockdev", JSON.stringify(options)];

@@ -151,7 +151,7 @@ describe("block status", () => {
       ahead.push(calls - taken);
     }
     // It asks for many at once only when it knows how long the replies are.
-    expect(ahead).toEqual([1, 3, 7, 15, 15, 15]);
+    expect(ahead).toEqual([1, 1, 3, 7, 15, 15]);
     await batches.return();
   });
 

@@ -106,7 +106,7 @@ describe("requests", () => {
   it("that fail with their connection all settle", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
-      for (let count = 0; count < 16; count++) await peer.request();
+      for (let count = 0; count < 32; count++) await peer.request();
     });
     await using client = await NbdClient.connect(mock.uri);
     const outcomes = await Promise.allSettled(

@@ -79,13 +79,17 @@ async function openMapped(
   return other;
 }
 
-/** A first look at the map, which nearly always has a clean byte. In bytes. */
-const FIRST_LOOK = 64 * 1024 * 1024;
+const MIB = 1024 * 1024;
+/** A first look at the map, which nearly always has a clean block. In bytes. */
+const FIRST_LOOK = 64 * MIB;
+/** The most that QEMU copies before a guest's write: a cluster of the scratch image. In bytes. */
+const LARGEST_BLOCK = 2 * MIB;
 
 /**
- * In QEMU's snapshot-access exports, a block status request that touches a clean byte fails for all contexts
- * together. There the bitmap can be queried only without the allocation. The first reply with a clean byte
- * decides, so the beginning of the disk is looked at by itself: the pull asks for all of it once more.
+ * In QEMU's snapshot-access exports, a block status request that touches a block without a dirty byte fails
+ * for all contexts together. There the bitmap can be queried only without the allocation. The first reply
+ * with such a block decides, so the beginning of the disk is looked at by itself: the pull asks for all of it
+ * once more. A clean byte decides nothing: the bitmap may be finer than the blocks that QEMU copies.
  */
 async function isMappedWhereClean(
   client: NbdClient,
@@ -96,8 +100,8 @@ async function isMappedWhereClean(
   const length = Math.min(FIRST_LOOK, size);
   const heeding = signal ? { signal } : {};
   try {
-    const isFound = await hasCleanBytes(client, dirtyName, { length, ...heeding });
-    if (!isFound && length < size) await hasCleanBytes(client, dirtyName, { offset: length, ...heeding });
+    const isFound = await hasCleanBlock(client, dirtyName, { length, ...heeding });
+    if (!isFound && length < size) await hasCleanBlock(client, dirtyName, { offset: length, ...heeding });
     return true;
   } catch (error) {
     if (error instanceof RequestError && error.code === "NBD_REQUEST_FAILED") return false;
@@ -105,10 +109,18 @@ async function isMappedWhereClean(
   }
 }
 
-/** Whether a part of the disk has clean bytes. Asks for no more than it takes to find some. */
-async function hasCleanBytes(client: NbdClient, dirtyName: string, part: StatusOptions): Promise<boolean> {
-  for await (const { runs } of client.blockStatus(part)) {
-    if (runs.get(dirtyName)?.flags.some((flags) => (flags & DIRTY) === 0)) return true;
+/** Whether a block in this part of the disk is clean. Asks for no more than it takes to find one. */
+async function hasCleanBlock(client: NbdClient, dirtyName: string, part: StatusOptions): Promise<boolean> {
+  const { size } = client.export;
+  for await (const { offset, runs } of client.blockStatus(part)) {
+    const { ends = [], flags = [] } = runs.get(dirtyName) ?? {};
+    let start = offset;
+    for (const [i, end] of ends.entries()) {
+      const block = Math.ceil(start / LARGEST_BLOCK) * LARGEST_BLOCK;
+      const isClean = ((flags[i] ?? DIRTY) & DIRTY) === 0;
+      if (isClean && block < end && end >= Math.min(block + LARGEST_BLOCK, size)) return true;
+      start = end;
+    }
   }
   return false;
 }

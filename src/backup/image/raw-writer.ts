@@ -86,7 +86,7 @@ export class RawWriter implements ResumableWriter, AsyncDisposable {
 
   writeNow(hostOffset: number, data: Uint8Array): void {
     // Less work than a call of `assert`: once for each write.
-    if (hostOffset + data.length > this.geometry.virtualSize)
+    if (!(hostOffset + data.length <= this.geometry.virtualSize))
       assert.fail("data must not go past the end of the disk");
     this.#file.writeNow(data, hostOffset);
   }
@@ -97,7 +97,7 @@ export class RawWriter implements ResumableWriter, AsyncDisposable {
 
   addRun(run: ClusterRun): void {
     // Less work than a call of `assert`, as in `writeNow`: once for each run.
-    if (run.cluster + run.count > clustersIn(this.geometry))
+    if (!(run.cluster + run.count <= clustersIn(this.geometry)))
       assert.fail("the run is behind the end of the disk");
     this.#runs.append(run);
   }

@@ -71,7 +71,8 @@ export class Qcow2Writer implements ResumableWriter, AsyncDisposable {
   }
 
   writeNow(hostOffset: number, data: Uint8Array): void {
-    if (hostOffset < this.geometry.clusterSize) assert.fail("data must not go into the header's cluster");
+    // Less work than a call of `assert`, here and in `addRun`. NaN would be the place behind the last write.
+    if (!(hostOffset >= this.geometry.clusterSize)) assert.fail("data must not go into the header's cluster");
     this.#file.writeNow(data, hostOffset);
   }
 
@@ -81,7 +82,7 @@ export class Qcow2Writer implements ResumableWriter, AsyncDisposable {
 
   /** @throws {UsageError} a cluster is defined in part, and the disk is too large for such tables */
   addRun(run: ClusterRun): void {
-    if (run.cluster + run.count > clustersIn(this.geometry))
+    if (!(run.cluster + run.count <= clustersIn(this.geometry)))
       assert.fail("the run is behind the end of the disk");
     const alreadyExtended = this.#runs.hasPartial;
     this.#runs.append(run);

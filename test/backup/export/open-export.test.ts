@@ -32,23 +32,25 @@ const DIRTY = "qemu:dirty-bitmap:b";
 
 /**
  * Opens an export whose units are dirty (1) or clean (0).
- * @param refusesClean block status of clean units fails, unless the bitmap is asked for alone
+ * @param refusesClean whether block status of blocks of 2 MiB fails in which nothing is dirty
+ * @param unit bytes of each, at most such a block
  */
-async function openDirty(dirty: readonly number[], refusesClean: boolean) {
+async function openDirty(dirty: readonly number[], refusesClean: boolean, unit = UNIT) {
   const asked: [number, number][] = [];
   await using server = await serveDisk({
     content: Buffer.alloc(0),
-    facts: { size: dirty.length * UNIT, flags: COMMON_FLAGS },
+    facts: { size: dirty.length * unit, flags: COMMON_FLAGS },
     contexts: [
-      { name: DIRTY, unit: UNIT, flags: dirty },
-      { name: ALLOCATION, unit: UNIT, flags: dirty.map(() => 0) },
+      { name: DIRTY, unit, flags: dirty },
+      { name: ALLOCATION, unit, flags: dirty.map(() => 0) },
     ],
     onRequest: ({ command, cookie, offset, length }, answer, peer) => {
       if (command !== COMMAND.BLOCK_STATUS) return answer();
       asked.push([offset / MiB, length / MiB]);
-      const units = dirty.slice(offset / UNIT, (offset + length) / UNIT);
-      if (refusesClean && units.includes(0))
-        peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.EINVAL)));
+      const units = dirty.slice(offset / unit, (offset + length) / unit);
+      const inBlock = Math.max(1, (2 * MiB) / unit);
+      const isClean = units.some((_, i) => i % inBlock === 0 && !units.slice(i, i + inBlock).includes(1));
+      if (refusesClean && isClean) peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.EINVAL)));
       else answer();
     },
   });
@@ -75,4 +77,18 @@ it.each([
   ["at the end", [1, 1, 1, 1, 1, 1, 1, 0]],
 ])("asks for the bitmap alone if the map of clean bytes is refused %s", async (_, dirty) => {
   expect((await openDirty(dirty, true)).contexts).toEqual([DIRTY]);
+});
+
+/** A clean byte in each block of 2 MiB of the first 64 MiB, and none dirty behind them. */
+const TOUCHED = Array.from({ length: 256 }, (_, unit) => (unit < 128 && unit % 4 === 1 ? 1 : 0));
+
+it("asks for the bitmap alone if blocks without a dirty byte are refused, and clean bytes are not", async () => {
+  expect((await openDirty(TOUCHED, true, MiB / 2)).contexts).toEqual([DIRTY]);
+});
+
+it("looks further where clean bytes are mapped, and no clean block at the beginning", async () => {
+  const { asked, contexts } = await openDirty(TOUCHED, false, MiB / 2);
+  expect(asked[0]).toEqual([0, 64]);
+  expect(asked.length).toBeGreaterThan(1);
+  expect(contexts).toEqual([DIRTY, ALLOCATION]);
 });
