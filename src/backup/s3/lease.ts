@@ -5,7 +5,7 @@ import { BackupError, PreconditionError } from "../base/errors.js";
 import { GRACE_MS, Grace } from "../base/grace.js";
 import { parseJson } from "../base/json.js";
 import { isDead, type SystemProcess } from "../host/process-identity.js";
-import { bothKeep, type StoreAbilities } from "./abilities.js";
+import type { StoreAbilities } from "./abilities.js";
 import type { Bucket } from "./bucket.js";
 import {
   contentNow,
@@ -15,7 +15,6 @@ import {
   type PutLeaseOptions,
   putLease,
 } from "./lease-object.js";
-import { probeConditions } from "./probe.js";
 
 /** A lease that was not renewed for so long is a dead process's. Requests are repeated for as long. */
 const TERM_MS = 60_000;
@@ -77,7 +76,7 @@ interface LeaseOptions {
  * Takes the lease that the object `key` stands for. It is made if it is missing and replaced if it is
  * unchanged, which a store does for one of many at a time. Time is measured by how long it stays unchanged,
  * never by comparing clocks of two hosts. One that a process of this host has left which has ended is taken
- * at once. Where the store refuses to replace one that stays as it is, that is tried on another object.
+ * at once.
  * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it, or the store keeps refusing
  *   it
  */
@@ -86,33 +85,23 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
   const deadline = performance.now() + options.waitMs;
   let seen: { readonly etag: string; readonly since: number } | undefined;
   let isRenewed = false;
-  let { abilities } = options;
-  /** The ETag of one that the store did not replace. */
-  let refused: string | undefined;
-  let isTried = false;
   for (;;) {
     options.signal?.throwIfAborted();
-    const found = await bucket.get(key, MOST_LEASE_BYTES, options);
     const now = performance.now();
+    const found = await bucket.get(key, MOST_LEASE_BYTES, options);
     if (found && seen?.etag !== found.etag) {
       isRenewed = seen !== undefined;
-      seen = { etag: found.etag, since: now };
+      // Since its answer at least: how old that is which a look shows, nobody knows.
+      seen = { etag: found.etag, since: performance.now() };
     }
     const isLeft = found && (await isDead(holderOf(found.bytes)));
     const isFree = !found || isLeft || (seen && now - seen.since >= termMs);
     if (isFree) {
-      const taken = await HeldLease.take(bucket, key, { ...options, abilities, etag: found?.etag, termMs });
+      const taken = await HeldLease.take(bucket, key, { ...options, etag: found?.etag, termMs });
       if (taken) return taken;
-      // Somebody was quicker, which the next look shows, unless the store contradicts itself. Ceph does: it
-      // refuses each If-Match since versions were switched on in the bucket.
-      const isUntried = found !== undefined && !isTried;
-      if (isUntried && found.etag === refused) {
-        isTried = true;
-        abilities = bothKeep(abilities, await probeConditions(bucket, options));
-      }
-      refused = found?.etag;
-      if (now > deadline + termMs && !isUntried) {
-        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time: something between here and the store may keep old answers; if no nbdpull writes there on any host, remove that object and try again`;
+      // Somebody was quicker, which the next look shows, unless the store contradicts itself.
+      if (now > deadline + termMs) {
+        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time (were versions switched on in the bucket? Ceph refuses each If-Match there): if no nbdpull writes there on any host, remove that object and try again; if that doesn't help, something between here and the store keeps old answers`;
         throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
       }
     } else if (now > deadline && isRenewed) {
