@@ -27,6 +27,8 @@ const PATIENCE: EndPatience = {
 };
 /** A look at whose job runs is too old after that to cancel it. */
 const CANCEL_WITHIN_MS = 1000;
+/** Refusals in a row after which QEMU is taken to hang. */
+const HELD_TIMES = 2;
 /** Time between two looks, at first and in a long wait. */
 const POLL_MS = { first: 100, later: 1000 };
 
@@ -55,7 +57,7 @@ interface EndOptions {
   readonly patience?: Partial<EndPatience>;
   readonly isKnown?: boolean;
   readonly isOurs?: IsOurs | undefined;
-  readonly onCancelled?: (() => void) | undefined;
+  readonly onCancelled?: ((doubted: AbortSignal) => void) | undefined;
   readonly onWait?: ((message: string) => void) | undefined;
 }
 
@@ -70,11 +72,13 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
   const { patience, isKnown = false, isOurs, onCancelled, onWait } = options;
   const { name } = job;
   using end = new JobEnd(patience, () => onWait?.(end.isCancelled ? slowMessage(name) : busyMessage(name)));
-  let isTold = false;
+  let doubt: AbortController | undefined;
   const tellIfTaken = (): void => {
-    if (isTold || !(end.isCancelled || end.isTaken)) return;
-    isTold = true;
-    onCancelled?.();
+    const isTaken = end.isCancelled || end.isTaken;
+    if (isTaken === (doubt !== undefined)) return;
+    doubt?.abort();
+    doubt = isTaken ? new AbortController() : undefined;
+    if (doubt) onCancelled?.(doubt.signal);
   };
   const isCancelled = async (): Promise<boolean> => {
     await end.cancel((onSent) => job.cancel({ sendBefore: performance.now() + CANCEL_WITHIN_MS, onSent }));
@@ -84,9 +88,10 @@ export async function endJob(job: JobToEnd, options: EndOptions): Promise<void> 
   if (isKnown) await isCancelled();
   for (;;) {
     const seen = await end.look(job.look);
-    tellIfTaken();
     const state = judgeJob(seen, isOurs);
     if (state === "gone") return;
+    if (state === "there" && seen !== undefined) end.doubtTaken();
+    tellIfTaken();
     // The job is usually gone once libvirt has answered.
     if (!end.isCancelled && state === "there" && (await isCancelled())) continue;
     if (!(await end.wait(seen)))
@@ -158,8 +163,10 @@ export class JobEnd implements Disposable {
   readonly #began = performance.now();
   readonly #timer: NodeJS.Timeout;
   #isCancelled = false;
-  /** A cancelling was sent whose answer is lost. */
+  /** A cancelling was sent whose answer is lost, and the job was not seen since. */
   #mayBeTaken = false;
+  /** How often in a row libvirt has said that its thread for QEMU's events holds the domain. */
+  #heldTimes = 0;
   #failure: unknown;
   /** Since when libvirt gives no answer, to whatever it is asked. */
   #away: number | undefined;
@@ -188,11 +195,18 @@ export class JobEnd implements Disposable {
   }
 
   /**
-   * Whether libvirt has taken a cancelling although its answer is lost: it has heard of the end of what QEMU
-   * did for the job, and QEMU doesn't let it get on.
+   * Whether libvirt seems to have taken a cancelling although its answer is lost: what it does on an event of
+   * QEMU holds the domain, as when it has heard of the end of what QEMU did for the job, and QEMU doesn't let
+   * it get on. It says so after half a minute, and names who holds the domain just then, which may have to do
+   * with another event: it has to say so twice, and nothing else meanwhile.
    */
   get isTaken(): boolean {
-    return this.#mayBeTaken && isHeldByEvent(this.#failure);
+    return this.#mayBeTaken && this.#heldTimes >= HELD_TIMES;
+  }
+
+  /** The job was seen, and libvirt had not said that it is cancelled: what was sent may never have come. */
+  doubtTaken(): void {
+    this.#mayBeTaken = false;
   }
 
   /** Why the last question was not answered; undefined: it was. */
@@ -262,10 +276,14 @@ export class JobEnd implements Disposable {
       const answer = await question();
       this.#failure = undefined;
       this.#away = undefined;
+      this.#heldTimes = 0;
       return answer;
     } catch (error) {
       if (!PASSING.some((code) => hasCode(error, code))) throw error;
       this.#failure = error;
+      // A libvirt that gives no answer says nothing new.
+      if (isHeldByEvent(error)) this.#heldTimes += 1;
+      else if (hasCode(error, "E_DOMAIN_BUSY")) this.#heldTimes = 0;
       this.#away = hasCode(error, "E_DOMAIN_BUSY") ? undefined : (this.#away ?? asked);
       return undefined;
     }

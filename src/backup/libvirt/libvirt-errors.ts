@@ -214,12 +214,13 @@ export function isJobGone(error: unknown): boolean {
 }
 
 /** The thread of libvirt that sees to a QEMU's events; in older versions it has the name of its function. */
-const EVENT_THREAD = /=(?:qemu-event|qemuProcessEventHandler)\b/;
+const EVENT_THREAD = /\bmonitor=(?:qemu-event|qemuProcessEventHandler)\b/;
 
 /**
- * Whether libvirt could not ask QEMU because it has waited for half a minute for what QEMU was told on an
- * event. The one event whose answer can take that long is the end of a backup's block jobs: QEMU is told to
- * end its NBD server then, and 7.2 hangs where a client doesn't read its replies.
+ * Whether libvirt could not ask QEMU because, when half a minute was over, its thread for events held the
+ * domain. So it is when QEMU 7.2 hangs: at the end of a backup's block jobs that thread has QEMU end its NBD
+ * server, which waits for a client that doesn't read its replies. But that thread does other things too, and
+ * others may have held the domain for most of that time.
  */
 export function isHeldByEvent(error: unknown): boolean {
   return hasCode(error, "E_DOMAIN_BUSY") && EVENT_THREAD.test(saidIn(error) ?? "");

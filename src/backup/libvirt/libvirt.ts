@@ -366,8 +366,9 @@ export class Libvirt implements AsyncDisposable {
    * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
    * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or
    *   returns false for that. Default: any is meant
-   * @param options.onCancelled called once libvirt has taken the cancelling, as far as that is known: where its
-   *   answer is lost, half a minute later if QEMU hangs then
+   * @param options.onCancelled called when libvirt has taken the cancelling, or seems to: where its answer is
+   *   lost, and libvirt has said for a minute that its thread for QEMU's events holds the domain. The signal is
+   *   aborted if libvirt says something else later; it may then be called again
    * @param options.onWait called once with a message, if it takes long (`tellMs`, default 10 s)
    * @throws {BackupError} `E_JOB_STUCK`: it no longer moves
    */
@@ -377,7 +378,7 @@ export class Libvirt implements AsyncDisposable {
       readonly patience?: Partial<Record<"stillMs" | "libvirtMs" | "awayMs" | "tellMs", number>>;
       readonly isKnown?: boolean;
       readonly isOurs?: ((backupXml: string) => boolean) | undefined;
-      readonly onCancelled?: (() => void) | undefined;
+      readonly onCancelled?: ((doubted: AbortSignal) => void) | undefined;
       readonly onWait?: ((message: string) => void) | undefined;
     } = {},
   ): Promise<void> {

@@ -240,9 +240,63 @@ it.each(["hang up", "silence"] as const)(
   },
 );
 
+it("once is not enough for that, nor twice with another answer between; and what was told is withdrawn", async () => {
+  const events = heldBy("qemu-event");
+  const lost = "hang up";
+  // One of each look, or cancelling, after the other.
+  const looks = [events, working, events, heldBy("remoteDispatchDomainBlockStats"), events, events, working];
+  let at = -1;
+  const told: string[] = [];
+  let aborts = 0;
+  await using server = await ScriptedLibvirt.start({
+    [JOB_STATS]: () => {
+      at += 1;
+      const look = looks[at] ?? none;
+      told.push("look");
+      return typeof look === "function" ? look() : look;
+    },
+    [BACKUP_XML]: () => (at < looks.length ? described() : NO_BACKUP),
+    [ABORT]: () => {
+      aborts += 1;
+      return lost;
+    },
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = (doubted: AbortSignal): void => {
+    told.push("taken");
+    doubted.addEventListener("abort", () => told.push("doubted"), { once: true });
+  };
+  const options = { isKnown: true, isOurs: () => true, onCancelled, patience: { libvirtMs: 10_000 } };
+  await libvirt.withPatience(10_000).abortJob(LAB, options);
+  expect(told).toEqual([...Array.from({ length: 6 }, () => "look"), "taken", "look", "doubted", "look"]);
+  expect(aborts).toBe(3);
+});
+
+it("a cancelling that was lost, and after one refusal looks that show the job, cuts off nothing", async () => {
+  let looks = 0;
+  await using server = await ScriptedLibvirt.start({
+    // That thread sees to another event, and later to one more.
+    [JOB_STATS]: () => {
+      looks += 1;
+      if (looks > 6) return none();
+      return looks === 1 || looks > 4 ? heldBy("qemu-event") : working();
+    },
+    [BACKUP_XML]: () => (looks > 6 ? NO_BACKUP : described()),
+    // The first of them never came; the others are refused.
+    [ABORT]: () => (looks === 0 ? "hang up" : BUSY),
+  });
+  await using libvirt = new Libvirt({ connect: server.uri });
+  const onCancelled = vi.fn();
+  const options = { isKnown: true, isOurs: () => true, onCancelled, patience: { libvirtMs: 10_000 } };
+  await libvirt.withPatience(10_000).abortJob(LAB, options);
+  expect(looks).toBeGreaterThan(6);
+  expect(onCancelled).not.toHaveBeenCalled();
+});
+
 it.each([
   ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainAbortJob"],
   ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainBackupBegin"],
+  ["was sent, and something else holds the domain", "hang up", "x agent=qemu-event"],
   ["was refused", heldBy("qemu-event"), "qemu-event"],
 ] as const)("but not where it %s: %j, %s", async (_, answer, thread) => {
   let asked = 0;
