@@ -1,4 +1,5 @@
-import { PreconditionError } from "../base/errors.js";
+import { anySignal } from "../../nbd/index.js";
+import { messageOf, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainDefinition } from "../libvirt/documents/domain-xml.js";
@@ -17,6 +18,8 @@ import { endServersIn } from "./qemu-nbd.js";
 
 /** An abort that goes well takes libvirt some 0.2 s. */
 const STUCK_AFTER_MS = 3000;
+/** After a line could not be cut. */
+const CUT_AGAIN_MS = 10_000;
 
 /** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
 interface Left {
@@ -163,9 +166,9 @@ async function endJobIn(
     if (job && worksThere(job)) {
       const isOurs = (backupXml: string): boolean => worksThere(parseBackupJob(backupXml));
       const patient = libvirt.withPatience(patienceToEnd(domain));
-      const end = (onCancelled?: () => void): Promise<void> =>
+      const end: EndOfJob = (onCancelled) =>
         patient.abortJob(domain, { isKnown: true, isOurs, onCancelled, onWait: onWarning });
-      await (isDead ? cutOffIfStuck(folder, end) : end());
+      await (isDead ? cutOffIfStuck(folder, end, onWarning) : end());
     }
   }
 }
@@ -193,23 +196,74 @@ async function jobToEnd(
   }
 }
 
+type EndOfJob = (onCancelled?: (doubted: AbortSignal) => void) => Promise<void>;
+
 /**
  * Waits for the end of a job. An ssh connection that a dead backup left on another host is cut only when the
  * job doesn't end: replies that nobody reads keep QEMU 7.2 from ending it, and its guest stands still. Before
  * libvirt has taken the cancelling, the job runs, and a client that leaves then kills a guest with iothreads.
+ * Once this settles nothing is cut any more: the next connection to the domain may be our own.
  */
 async function cutOffIfStuck(
   folder: JobFolder,
-  end: (onCancelled: () => void) => Promise<void>,
+  end: EndOfJob,
+  onWarning: ClearOptions["onWarning"],
 ): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
+  const line = await folder.line();
+  if (line === undefined) {
+    await end();
+    return;
+  }
+  const ended = new AbortController();
+  const cuts: Promise<void>[] = [];
   try {
-    await end(() => {
-      timer = setTimeout(() => folder.sever().catch(() => undefined), STUCK_AFTER_MS);
+    await end((doubted) => {
+      cuts.push(cutOff(folder, { line, signal: anySignal(ended.signal, doubted), onWarning }));
     });
   } finally {
-    clearTimeout(timer);
+    ended.abort();
+    await Promise.all(cuts);
   }
+}
+
+/** Cuts a line, again and again until that succeeds, or until the signal is aborted. Never rejects. */
+async function cutOff(
+  folder: JobFolder,
+  {
+    line,
+    signal,
+    onWarning,
+  }: Pick<ClearOptions, "onWarning"> & { readonly line: string; readonly signal: AbortSignal },
+): Promise<void> {
+  let told = onWarning;
+  for (let ms = STUCK_AFTER_MS; await passes(ms, signal); ms = CUT_AGAIN_MS) {
+    try {
+      await folder.sever({ line, signal });
+      return;
+    } catch (error) {
+      if (signal.aborted) return;
+      told?.(
+        `the connection that a killed backup left on the hypervisor could not be cut (${messageOf(error)}): it is tried again. ` +
+          `The guest may stand still until process ${line.split(" ", 1)} there, which holds it, is ended`,
+      );
+      told = undefined;
+    }
+  }
+}
+
+/** @returns false, and at once, if the signal is aborted meanwhile */
+async function passes(ms: number, signal: AbortSignal): Promise<boolean> {
+  if (signal.aborted) return false;
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", done, { once: true });
+    function done(): void {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    }
+  });
+  return !signal.aborted;
 }
 
 async function removeFolder(folder: JobFolder): Promise<void> {

@@ -25,7 +25,7 @@ import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/documents/job-xml.js";
 import { trialName } from "./dead-trials.js";
 import { canBeSameRun, type MarkedDomain, markOf } from "./frozen-mark.js";
-import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
+import { type CutOptions, type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
 import { SshPlace } from "./ssh-job-folder.js";
 
 /** Bytes of the longest socket path that the kernel accepts. */
@@ -239,9 +239,14 @@ export class JobFolder {
     return found?.isFolder && found.ours ? await this.#place.usedBytes(this.path) : 0;
   }
 
+  /** The line to QEMU's host that whoever works here, or did, has opened; undefined: it has ended, or none is. */
+  async line(): Promise<string | undefined> {
+    return await this.#place.line(this.path);
+  }
+
   /** Cuts connections to QEMU that outlived their client, as can happen on another host. */
-  async sever(): Promise<void> {
-    await this.#place.sever(this.path);
+  async sever(options?: CutOptions): Promise<void> {
+    await this.#place.sever(this.path, options);
   }
 
   /**

@@ -35,6 +35,13 @@ export interface NewContent {
   readonly secret?: string | undefined;
 }
 
+export interface CutOptions {
+  /** The line that is meant; default: the present one. One that was opened later is left alone. */
+  readonly line?: string | undefined;
+  /** Ends the attempt. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** A file system that can hold job folders. All paths are absolute. */
 export interface JobPlace {
   /**
@@ -60,8 +67,10 @@ export interface JobPlace {
   runThere(domain: MarkedDomain): Promise<string>;
   /** Bytes that the files in QEMU's own folder occupy. */
   usedBytes(path: string): Promise<number>;
+  /** What holds the connections of the folder's process there, if it runs; undefined on this host. */
+  line(path: string): Promise<string | undefined>;
   /** Cuts connections that outlived their client, if there are any. */
-  sever(path: string): Promise<void>;
+  sever(path: string, options?: CutOptions): Promise<void>;
   /** Removes it, if it exists. Does not follow links, because QEMU's user can write to a part of it. */
   remove(path: string): Promise<void>;
 }
@@ -138,6 +147,10 @@ export class LocalPlace implements JobPlace {
   async usedBytes(path: string): Promise<number> {
     await using folder = await HeldFolder.open(join(path, QEMU)).catch(undefinedIfMissing);
     return (await folder?.usedBytes()) ?? 0;
+  }
+
+  async line(): Promise<undefined> {
+    return undefined;
   }
 
   /** Does nothing: connections on this host end with their client. */

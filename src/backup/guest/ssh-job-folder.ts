@@ -1,11 +1,13 @@
 import { dirname } from "node:path/posix";
+import { anySignal } from "../../nbd/index.js";
 import type { PreconditionError, UsageError } from "../base/errors.js";
 import { BOOT_ID } from "../host/process-identity.js";
 import { ScriptError, type Ssh } from "../host/ssh.js";
-import { sever } from "../host/ssh-forward.js";
+import { livingLine, sever } from "../host/ssh-forward.js";
 import type { QemuUser } from "../libvirt/documents/domain-xml.js";
 import { type MarkedDomain, PID_FILES } from "./frozen-mark.js";
 import {
+  type CutOptions,
   type FoundFolder,
   FROZEN,
   type JobPlace,
@@ -102,8 +104,13 @@ export class SshPlace implements JobPlace {
     return Number.parseInt(printed, 10) * 1024;
   }
 
-  async sever(path: string): Promise<void> {
-    await sever(this.#ssh, `${path}/${WAY}`);
+  async line(path: string): Promise<string | undefined> {
+    return await livingLine(this.#ssh, `${path}/${WAY}`);
+  }
+
+  async sever(path: string, { line, signal }: CutOptions = {}): Promise<void> {
+    const ssh = signal ? this.#ssh.withSignal(anySignal(this.#ssh.signal, signal)) : this.#ssh;
+    await sever(ssh, `${path}/${WAY}`, line);
   }
 
   async remove(path: string): Promise<void> {

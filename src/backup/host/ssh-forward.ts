@@ -190,20 +190,40 @@ export class SshForward implements AsyncDisposable {
 }
 
 /**
- * Ends the process on the other host that a note of {@link openForward} names, if it still runs, and removes
- * the note. A host that was cut off may keep connections for hours, and QEMU 7.2 can hang if a job is ended
- * meanwhile.
+ * The process on the other host that a note of {@link openForward} names: its number, its start and the boot
+ * of that host. Undefined if it has ended, or if there is no note.
+ * @throws as `Ssh.run` does
  */
-export async function sever(ssh: Ssh, note: string): Promise<void> {
-  await ssh.run(SEVER, { note });
+export async function livingLine(ssh: Ssh, note: string): Promise<string | undefined> {
+  return (await ssh.run(LINE, { note })) || undefined;
 }
 
-const SEVER = `
+/**
+ * Ends the process on the other host that a note of {@link openForward} names, if it still runs, and removes
+ * the note. A host that was cut off may keep connections for hours, and QEMU 7.2 can hang if a job is ended
+ * meanwhile. The host may come to it late, when this process has long given it up: a line that was opened
+ * after it was called is left alone.
+ *
+ * @param known the line that is meant, as {@link livingLine} gave it; default: the present one
+ */
+export async function sever(ssh: Ssh, note: string, known?: string): Promise<void> {
+  const line = known ?? (await livingLine(ssh, note));
+  if (line !== undefined) await ssh.run(SEVER, { note, line });
+}
+
+const NOTED = `
 [ -f "$note" ] || exit 0
 read -r pid start boot < "$note" || boot=
 # Nothing of one that has ended and that its parent has not collected.
 begun() { sed -n 's/.*) \\([^ZX]\\) /\\1 /p' "/proc/$pid/stat" 2>/dev/null | cut -d " " -f 20; }
-if [ "$boot" = "$(cat ${BOOT_ID})" ] && [ "$(begun)" = "$start" ]; then
+lives() { [ "$boot" = "$(cat ${BOOT_ID})" ] && [ "$(begun)" = "$start" ]; }`;
+
+const LINE = `${NOTED}
+if lives; then echo "$pid $start $boot"; fi`;
+
+const SEVER = `${NOTED}
+[ "$pid $start $boot" = "$line" ] || exit 0
+if lives; then
   kill "$pid" || true
   for turn in 1 2 3 4 5 6 7 8 9 10; do
     [ "$(begun)" = "$start" ] || break

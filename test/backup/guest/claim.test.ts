@@ -2,11 +2,13 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { claimFolder, clearFolder } from "../../../src/backup/guest/claim.js";
-import { keyOf } from "../../../src/backup/guest/guest.js";
+import { type Guest, keyOf } from "../../../src/backup/guest/guest.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+import type { CutOptions } from "../../../src/backup/guest/local-job-folder.js";
 import { parseDomain } from "../../../src/backup/libvirt/documents/domain-xml.js";
 import { JobEnd } from "../../../src/backup/libvirt/job-end.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
@@ -31,7 +33,7 @@ const jobIn = (folder: string): Seen => ({
 /** Says one thing after the other of the job that runs, and the last of them for ever. */
 class Saying extends Libvirt {
   aborts = 0;
-  onAbort: ((onCancelled: (() => void) | undefined) => Promise<void>) | undefined;
+  onAbort: ((onCancelled: ((doubted: AbortSignal) => void) | undefined) => Promise<void>) | undefined;
   readonly #said: (Seen | Error)[];
 
   constructor(...said: (Seen | Error)[]) {
@@ -126,39 +128,122 @@ it("a beginning that comes to nothing, and a job of another folder, are left alo
   expect(await aborted(BEGINNING, jobIn("/elsewhere"))).toBe(0);
 });
 
-it("a connection of a dead backup to a guest with iothreads is cut only once libvirt has cancelled its job", async () => {
-  await using libvirt = new Saying();
+/** A guest with iothreads, off: so its folder need not be lent to QEMU's user. */
+async function fragileGuest(libvirt: Libvirt): Promise<Guest> {
   const repository = await Repository.openOrCreate(join(parent, "repo"), { trusted: true });
   const usual = parseDomain(DOMAIN);
-  // Of a domain that is off the folder need not be lent to QEMU's user.
-  const domain = {
-    ...usual,
-    id: undefined,
-    disks: usual.disks.map((disk) => ({ ...disk, hasIothread: true })),
-  };
-  const guest = { libvirt, domain, repository, ssh: undefined };
+  const disks = usual.disks.map((disk) => ({ ...disk, hasIothread: true }));
+  return { libvirt, domain: { ...usual, id: undefined, disks }, repository, ssh: undefined };
+}
+
+/** What becomes of the line of a dead backup while `during` has libvirt end its job. Timers pass by hand. */
+async function clearingLeft(
+  during: (told: (doubted: AbortSignal) => void, pass: (ms: number) => Promise<void>) => Promise<void>,
+  cut: (options: CutOptions | undefined) => Promise<void> = async () => undefined,
+): Promise<{ readonly cuts: readonly CutOptions[]; readonly warned: readonly string[] }> {
+  await using libvirt = new Saying();
+  const guest = await fragileGuest(libvirt);
   const left = JobFolder.at(parent, keyOf(guest));
   libvirt.says(jobIn(left.path));
-  const sever = vi.spyOn(JobFolder.prototype, "sever").mockResolvedValue();
-  const severed: number[] = [];
+  const cuts: CutOptions[] = [];
+  const warned: string[] = [];
+  const line = vi.spyOn(JobFolder.prototype, "line").mockResolvedValue(LINE);
+  const sever = vi.spyOn(JobFolder.prototype, "sever").mockImplementation(async (options) => {
+    // Those without are made once the job has ended.
+    if (options) cuts.push(options);
+    if (options) await cut(options);
+  });
   libvirt.onAbort = async (onCancelled) => {
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
-    // The timers of the caller are made meanwhile.
-    await Promise.resolve();
-    vi.advanceTimersByTime(60_000);
-    severed.push(sever.mock.calls.length);
-    onCancelled?.();
-    vi.advanceTimersByTime(2900);
-    severed.push(sever.mock.calls.length);
-    vi.advanceTimersByTime(200);
-    severed.push(sever.mock.calls.length);
+    await during(
+      (doubted) => onCancelled?.(doubted),
+      async (ms) => void (await vi.advanceTimersByTimeAsync(ms)),
+    );
     vi.useRealTimers();
   };
   try {
-    await claimFolder(guest, left, {});
+    await claimFolder(guest, left, { onWarning: (message) => warned.push(message) });
   } finally {
     vi.useRealTimers();
     sever.mockRestore();
+    line.mockRestore();
   }
-  expect(severed).toEqual([0, 0, 1]);
+  return { cuts, warned };
+}
+
+const LINE = "4711 99 0f2e4c1a-0000-4000-8000-000000000000";
+const never = new AbortController().signal;
+
+it("a connection of a dead backup to a guest with iothreads is cut only once libvirt has cancelled its job", async () => {
+  const seen: number[] = [];
+  const cut = vi.fn(async () => undefined);
+  const { cuts } = await clearingLeft(async (told, pass) => {
+    await pass(60_000);
+    seen.push(cut.mock.calls.length);
+    told(never);
+    await pass(2900);
+    seen.push(cut.mock.calls.length);
+    await pass(200);
+    seen.push(cut.mock.calls.length);
+    await pass(60_000);
+  }, cut);
+  expect(seen).toEqual([0, 0, 1]);
+  expect(cuts.map(({ line }) => line)).toEqual([LINE]);
+});
+
+it("nor is it cut after libvirt has shown that it did not take the cancelling, though it was told before", async () => {
+  const doubt = new AbortController();
+  const cut = vi.fn(async () => undefined);
+  await clearingLeft(async (told, pass) => {
+    told(doubt.signal);
+    await pass(2900);
+    doubt.abort();
+    await pass(60_000);
+  }, cut);
+  expect(cut).not.toHaveBeenCalled();
+});
+
+it("a cutting that is under way when the job ends is ended, and waited for, before anything else is done", async () => {
+  let isOver = false;
+  let left: boolean | undefined;
+  const claim = vi.spyOn(JobFolder.prototype, "claim").mockImplementation(async () => {
+    left = isOver;
+  });
+  // A login that is slow.
+  const cut = async (options: CutOptions | undefined): Promise<void> => {
+    await new Promise((resolve) => options?.signal?.addEventListener("abort", resolve, { once: true }));
+    await sleep(500);
+    isOver = true;
+    throw options?.signal?.reason;
+  };
+  try {
+    const { cuts, warned } = await clearingLeft(async (told, pass) => {
+      told(never);
+      await pass(3200);
+    }, cut);
+    expect([cuts.length, left, warned]).toEqual([1, true, []]);
+  } finally {
+    claim.mockRestore();
+  }
+});
+
+it("a cutting that fails is told once, and tried again until it succeeds, or the job has ended", async () => {
+  let tries = 0;
+  const cut = async (): Promise<void> => {
+    tries += 1;
+    if (tries < 3) throw new BackupError("E_SSH", "no route");
+  };
+  const seen: number[] = [];
+  const { warned } = await clearingLeft(async (told, pass) => {
+    told(never);
+    for (const ms of [3100, 10_000, 10_000, 10_000]) {
+      await pass(ms);
+      seen.push(tries);
+    }
+  }, cut);
+  expect(seen).toEqual([1, 2, 3, 3]);
+  expect(warned).toEqual([
+    "the connection that a killed backup left on the hypervisor could not be cut (no route): it is tried again. " +
+      "The guest may stand still until process 4711 there, which holds it, is ended",
+  ]);
 });

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+import { WAY } from "../../../src/backup/guest/ssh-job-folder.js";
 import { LastingForward } from "../../../src/backup/host/lasting-forward.js";
 import { Ssh } from "../../../src/backup/host/ssh.js";
 import { openForward, sever } from "../../../src/backup/host/ssh-forward.js";
@@ -242,6 +243,47 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
       }
       // One that is waited for is waited for two seconds each time.
       expect(least).toBeLessThan(1800);
+    } finally {
+      server.close();
+      await rm(plain, { recursive: true });
+    }
+  });
+
+  it("severs no line but the one that was meant, however late the host comes to that", async () => {
+    const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
+    const there = join(plain, "there.sock");
+    const { server, sockets } = await greeter(there);
+    try {
+      await folder.claim(undefined);
+      const note = folder.fileThere(WAY);
+      const options = { to: { kind: "unix", path: there }, socket: join(plain, "here.sock"), note } as const;
+      expect(await folder.line()).toBeUndefined();
+      const dead = await openForward(ssh, options);
+      const line = await folder.line();
+      expect(`${line}\n`).toBe(await readFile(note, "utf8"));
+      await dead.close();
+      await expect.poll(() => folder.line()).toBeUndefined();
+
+      await using living = await openForward(ssh, options);
+      await greetingOf(options.socket);
+      const { signal } = new AbortController();
+      await folder.sever({ line, signal });
+      // Nor one that was opened while it was on its way.
+      const slow = new Ssh(ssh.target);
+      vi.spyOn(slow, "run").mockImplementation((script, values) =>
+        values["line"] === undefined ? Promise.resolve(line ?? "") : ssh.run(script, values),
+      );
+      await sever(slow, note);
+      const present = await folder.line();
+      expect(present).not.toBe(line);
+      const over = AbortSignal.abort(new Error("enough"));
+      await expect(folder.sever({ line: present, signal: over })).rejects.toThrow("enough");
+      await greetingOf(options.socket);
+      expect(living.lost.aborted).toBe(false);
+
+      await folder.sever({ line: present, signal });
+      await expect.poll(() => sockets.size).toBe(0);
+      expect(await folder.line()).toBeUndefined();
     } finally {
       server.close();
       await rm(plain, { recursive: true });
