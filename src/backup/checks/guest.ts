@@ -38,7 +38,9 @@ export async function lookAtJob({
   }
   const guest = { libvirt, domain, repository, ssh };
   const here = await JobFolder.find(scratchParent, keyOf(guest), ssh);
-  const { folders, job } = await findLeft(guest, here);
+  const { folders, job, isUnclear } = await findLeft(guest, here);
+  if (isUnclear)
+    return [pass("one begins or ends just now: the next backup waits until libvirt can tell whose")];
   if (job) {
     return [
       pass(

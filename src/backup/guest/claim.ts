@@ -25,6 +25,8 @@ const CUT_AGAIN_MS = 10_000;
 interface Left {
   readonly folders: readonly JobFolder[];
   readonly job: BackupJob | undefined;
+  /** A backup job begins or ends, and libvirt has no description of it: whose it is, is not known. */
+  readonly isUnclear: boolean;
 }
 
 /**
@@ -36,13 +38,26 @@ interface Left {
 export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
   const { libvirt, domain } = guest;
   await refuseLivingOwner(here, domain);
-  const job = await runningBackup(libvirt, domain);
-  if (!job) return { folders: [here], job };
+  const { job, isUnclear } = await lookForBackup(libvirt, domain);
+  if (!job) return { folders: [here], job, isUnclear };
   const theirs = JobFolder.ofJob(job, keyOf(guest), guest.ssh);
   if (!theirs) throw foreignJob(domain, job);
-  if (theirs.path === here.path) return { folders: [here], job };
+  if (theirs.path === here.path) return { folders: [here], job, isUnclear };
   await refuseLivingOwner(theirs, domain);
-  return { folders: [here, theirs], job };
+  return { folders: [here, theirs], job, isUnclear };
+}
+
+/** As `findLeft`, but waits until libvirt can tell of a job that begins or ends. */
+async function findClearly(
+  guest: Guest,
+  here: JobFolder,
+  onWarning: ClearOptions["onWarning"],
+): Promise<Omit<Left, "isUnclear">> {
+  for (;;) {
+    const left = await findLeft(guest, here);
+    if (!left.isUnclear) return left;
+    await jobToEnd(guest, onWarning);
+  }
 }
 
 interface ClearOptions {
@@ -78,7 +93,7 @@ export async function claimFolder<T = undefined>(
   // Checked before waiting for the lock, because a running backup holds it as long as it pulls.
   await refuseLivingOwner(folder, guest.domain);
   const claim = async (points: HeldFolder | undefined) => {
-    const { folders, job } = await findLeft(guest, folder);
+    const { folders, job } = await findClearly(guest, folder, onWarning);
     const theirs = folders.at(-1) ?? folder;
     const left = job && points && (await goOn?.({ job, folder: theirs, points }));
     if (left !== undefined) {
@@ -113,12 +128,13 @@ export async function claimFolder<T = undefined>(
 }
 
 /**
- * Throws if any job runs on the domain: without a repository no job is ours.
+ * Throws if any job runs on the domain, or begins or ends: without a repository no job is ours.
  * @throws {PreconditionError} `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
 export async function refuseAnyJob({ libvirt, domain }: Pick<Guest, "libvirt" | "domain">): Promise<void> {
-  const job = await runningBackup(libvirt, domain);
+  const { job, isUnclear } = await lookForBackup(libvirt, domain);
   if (job) throw foreignJob(domain, job);
+  if (isUnclear) throw busyWith(domain, "a backup job begins or ends");
 }
 
 /**
@@ -188,8 +204,7 @@ async function jobToEnd(
   for (;;) {
     const seen = await end.look(() => now.runningJob(domain));
     if (seen?.backupXml !== undefined) return parseBackupJob(seen.backupXml);
-    const isUnclear = seen === undefined || (seen.info?.active && seen.info.operation === "backup");
-    if (!isUnclear) return undefined;
+    if (seen !== undefined && !isUndescribed(seen)) return undefined;
     if (await end.wait(seen)) continue;
     // It may run, so its clients must not leave it.
     throw end.failure ?? jobStuck(domain.name, end);
@@ -283,23 +298,40 @@ async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): P
 }
 
 /**
- * The backup job that runs on the domain, if any. No job runs on a domain that is off.
+ * The backup job that runs on the domain, if any, as far as libvirt can tell. No job runs on a domain that is
+ * off.
  * @throws {PreconditionError} `E_DOMAIN_BUSY`: a job of another kind runs
  */
 export async function runningBackup(
   libvirt: Libvirt,
   domain: DomainDefinition,
 ): Promise<BackupJob | undefined> {
-  const { name } = domain;
-  const { info, backupXml } = await libvirt.runningJob(domain);
-  if (info?.active && info.operation !== "backup") {
-    throw new PreconditionError(
-      "E_DOMAIN_BUSY",
-      `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${domainWord(name)}\` shows it`,
-      { details: { domain: name } },
-    );
-  }
-  return backupXml === undefined ? undefined : parseBackupJob(backupXml);
+  return (await lookForBackup(libvirt, domain)).job;
+}
+
+async function lookForBackup(
+  libvirt: Libvirt,
+  domain: DomainDefinition,
+): Promise<Pick<Left, "job" | "isUnclear">> {
+  const seen = await libvirt.runningJob(domain);
+  const { info, backupXml } = seen;
+  if (info?.active && info.operation !== "backup")
+    throw busyWith(domain, `another job (${info.operation}) runs`);
+  const job = backupXml === undefined ? undefined : parseBackupJob(backupXml);
+  return { job, isUnclear: isUndescribed(seen) };
+}
+
+/** Whether a backup job begins or ends of which libvirt has no description yet, or no longer. */
+function isUndescribed({ info, backupXml }: Awaited<ReturnType<Libvirt["runningJob"]>>): boolean {
+  return backupXml === undefined && info?.active === true && info.operation === "backup";
+}
+
+function busyWith({ name }: DomainDefinition, what: string): PreconditionError {
+  return new PreconditionError(
+    "E_DOMAIN_BUSY",
+    `${what} on ${name}: wait for its end. \`virsh domjobinfo ${domainWord(name)}\` shows it`,
+    { details: { domain: name } },
+  );
 }
 
 /** Names the job's socket or port and its scratch files, so that the user can find its owner. */

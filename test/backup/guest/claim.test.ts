@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
-import { claimFolder, clearFolder } from "../../../src/backup/guest/claim.js";
+import { claimFolder, clearFolder, refuseAnyJob } from "../../../src/backup/guest/claim.js";
 import { type Guest, keyOf } from "../../../src/backup/guest/guest.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import type { CutOptions } from "../../../src/backup/guest/local-job-folder.js";
@@ -41,8 +41,8 @@ class Saying extends Libvirt {
     this.#said = said;
   }
 
-  says(seen: Seen): void {
-    this.#said.splice(0, this.#said.length, seen);
+  says(...said: (Seen | Error)[]): void {
+    this.#said.splice(0, this.#said.length, ...said);
   }
 
   override withPatience(): Saying {
@@ -126,6 +126,40 @@ it("a backup job of which libvirt never tells more is not left by its clients as
 it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {
   expect(await aborted(BEGINNING, NONE)).toBe(0);
   expect(await aborted(BEGINNING, jobIn("/elsewhere"))).toBe(0);
+});
+
+it("a job of a killed backup that just begins is waited for, and ended, before anything is removed or begun", async () => {
+  const away = await mkdtemp(join(tmpdir(), "nbdpull-claim-"));
+  try {
+    // Only the description tells where it works.
+    for (const place of [parent, away]) {
+      await using libvirt = new Saying();
+      const guest = await fragileGuest(libvirt);
+      const here = JobFolder.at(parent, keyOf(guest));
+      libvirt.says(BEGINNING, BEGINNING, BEGINNING, jobIn(JobFolder.at(place, keyOf(guest)).path));
+      const removed: number[] = [];
+      const remove = vi.spyOn(JobFolder.prototype, "remove").mockImplementation(async () => {
+        removed.push(libvirt.aborts);
+      });
+      try {
+        await claimFolder(guest, here, {});
+      } finally {
+        remove.mockRestore();
+      }
+      await here.remove();
+      expect([libvirt.aborts, removed.at(-1)]).toEqual([1, 1]);
+    }
+  } finally {
+    await rm(away, { recursive: true });
+  }
+});
+
+it("a job that begins or ends, of which libvirt has no description, is some job", async () => {
+  await using libvirt = new Saying(BEGINNING);
+  await expect(refuseAnyJob({ libvirt, domain: parseDomain(DOMAIN) })).rejects.toMatchObject({
+    code: "E_DOMAIN_BUSY",
+    message: expect.stringContaining("a backup job begins or ends"),
+  });
 });
 
 /** A guest with iothreads, off: so its folder need not be lent to QEMU's user. */
