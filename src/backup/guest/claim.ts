@@ -7,6 +7,7 @@ import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/docume
 import { clientsMustStay, patienceToEnd } from "../libvirt/fragile-disks.js";
 import { busyMessage, JobEnd, jobStuck } from "../libvirt/job-end.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
+import { isHeldByEvent } from "../libvirt/libvirt-errors.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { removeLeftovers } from "../repository/leftovers.js";
 import { thawGuest } from "./freeze.js";
@@ -38,7 +39,9 @@ interface Left {
 export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
   const { libvirt, domain } = guest;
   await refuseLivingOwner(here, domain);
-  const { job, isUnclear } = await lookForBackup(libvirt, domain);
+  const { job, isUnclear } = await lookForBackup(libvirt, domain).catch(async (error: unknown) => {
+    throw isHeldByEvent(error) ? deadLineError(error, await here.line().catch(() => undefined)) : error;
+  });
   if (!job) return { folders: [here], job, isUnclear };
   const theirs = JobFolder.ofJob(job, keyOf(guest), guest.ssh);
   if (!theirs) throw foreignJob(domain, job);
@@ -235,10 +238,24 @@ async function cutOffIfStuck(
     await end((doubted) => {
       cuts.push(cutOff(folder, { line, signal: anySignal(ended.signal, doubted), onWarning }));
     });
+  } catch (error) {
+    throw isHeldByEvent(error) ? deadLineError(error, line) : error;
   } finally {
     ended.abort();
     await Promise.all(cuts);
   }
+}
+
+/**
+ * Adds to libvirt's refusal what may be its cause: it does not say that QEMU hangs, so nothing is cut for it.
+ * @param line undefined: the dead backup has left none
+ */
+function deadLineError(error: unknown, line: string | undefined): unknown {
+  if (line === undefined || !(error instanceof PreconditionError)) return error;
+  const message =
+    `${error.message}. If the guest stands still, its QEMU may wait for the connection that a killed backup left: then, and only then, ` +
+    `end process ${line.split(" ", 1)} on the hypervisor, which holds it`;
+  return new PreconditionError("E_DOMAIN_BUSY", message, { cause: error, details: error.details });
 }
 
 /** Cuts a line, again and again until that succeeds, or until the signal is aborted. Never rejects. */
