@@ -32,6 +32,7 @@ const INTERRUPTED_MS = 7000 + ANSWER_MS;
 
 await describeWithLibvirt("a backup during which libvirtd is stopped", () => {
   let libvirtd: OwnLibvirtd;
+  let running: OwnLibvirtd | undefined;
   let lab: LabFacts;
   let id: string;
   const scratch = (): string => join(lab.folder, "scratch");
@@ -39,6 +40,7 @@ await describeWithLibvirt("a backup during which libvirtd is stopped", () => {
 
   beforeEach(async () => {
     libvirtd = await OwnLibvirtd.start();
+    running = libvirtd;
     lab = {
       domain: `nbdpull-lab-${process.pid}-${randomBytes(4).toString("hex")}`,
       uuid: randomUUID(),
@@ -63,8 +65,11 @@ await describeWithLibvirt("a backup during which libvirtd is stopped", () => {
     await sleep(FIRMWARE_MS);
   });
   afterEach(async () => {
-    await libvirtd.virsh("destroy", lab.domain).catch(() => undefined);
-    await libvirtd[Symbol.asyncDispose]();
+    // One that did not start has said why.
+    if (!running) return;
+    await running.virsh("destroy", lab.domain).catch(() => undefined);
+    await running[Symbol.asyncDispose]();
+    running = undefined;
     await rm(labLog(lab.domain), { force: true });
   });
 
@@ -108,7 +113,11 @@ await describeWithLibvirt("a backup during which libvirtd is stopped", () => {
   it("has its whole point, ends its job once it goes on, and the guest lives", async () => {
     const where = ["--to", repo(), "--create", "--scratch", scratch(), "--connect", libvirtd.uri];
     const run = startNbdpull(["backup", lab.domain, ...where, "--limit-rate", String(RATE), "--json"]);
-    await storing();
+    await storing().catch(async (error: unknown) => {
+      run.kill("SIGTERM");
+      await run.ended;
+      throw error;
+    });
     {
       using _ = libvirtd.stop();
       await sleep(STOPPED_MS);
@@ -129,7 +138,11 @@ await describeWithLibvirt("a backup during which libvirtd is stopped", () => {
     };
     const taking = backup({ ...settings, rateLimit: new RateLimit(RATE / 8), signal: stop.signal });
     // What fails before fails the test at once.
-    await Promise.race([taking, storing()]);
+    await Promise.race([taking, storing()]).catch(async (error: unknown) => {
+      stop.abort(error);
+      await Promise.allSettled([taking]);
+      throw error;
+    });
     const failed = expect(taking).rejects.toThrow("enough");
     {
       using _ = libvirtd.stop();

@@ -21,6 +21,9 @@ user = "root"
 group = "root"
 `;
 
+/** For a daemon that hangs. libvirt itself waits half a minute for whatever holds a domain. */
+const VIRSH_WITHIN_MS = 90_000;
+
 function launch(folder: string) {
   return execa("unshare", ["--mount", "sh", "-euc", SCRIPT, folder], { reject: false, stdin: "ignore" });
 }
@@ -65,7 +68,8 @@ export class OwnLibvirtd implements AsyncDisposable {
   }
 
   async virsh(...args: readonly string[]): Promise<string> {
-    return (await execa("virsh", ["-c", this.uri, ...args], { env: { LC_ALL: "C" } })).stdout;
+    const options = { env: { LC_ALL: "C" }, timeout: VIRSH_WITHIN_MS };
+    return (await execa("virsh", ["-c", this.uri, ...args], options)).stdout;
   }
 
   /** From now on it does nothing, though its sockets are open. Disposing lets it go on. */
@@ -76,6 +80,7 @@ export class OwnLibvirtd implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#daemon.kill("SIGCONT");
+    // One that is stuck gets a SIGKILL five seconds later, by execa.
     this.#daemon.kill("SIGTERM");
     await this.#daemon;
     await rm(this.folder, { recursive: true, force: true });
