@@ -98,7 +98,13 @@ export async function claimFolder<T = undefined>(
   const claim = async (points: HeldFolder | undefined) => {
     const { folders, job } = await findClearly(guest, folder, onWarning);
     const theirs = folders.at(-1) ?? folder;
-    const left = job && points && (await goOn?.({ job, folder: theirs, points }));
+    // A line that may not be cut while the job runs is cut only where the job is ended as a dead backup's.
+    const mayGoOn = !clientsMustStay(guest.domain) || (await theirs.line()) === undefined;
+    if (!mayGoOn && goOn && job && points)
+      onWarning?.(
+        "a killed backup's connection to the hypervisor is still there: its point is not continued",
+      );
+    const left = mayGoOn && job && points ? await goOn?.({ job, folder: theirs, points }) : undefined;
     if (left !== undefined) {
       // As below. A client that is connected still would only disturb.
       if (!clientsMustStay(guest.domain)) await theirs.sever();

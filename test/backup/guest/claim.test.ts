@@ -62,6 +62,8 @@ class Saying extends Libvirt {
   }
 }
 
+const LINE = "4711 99 0f2e4c1a-0000-4000-8000-000000000000";
+
 let parent: string;
 let folder: JobFolder;
 beforeEach(async () => {
@@ -154,6 +156,27 @@ it("a job of a killed backup that just begins is waited for, and ended, before a
   }
 });
 
+it.each([LINE, undefined])(
+  "a job of a guest with iothreads is gone on with only without an old line: %s",
+  async (old) => {
+    const line = vi.spyOn(JobFolder.prototype, "line").mockResolvedValue(old);
+    try {
+      await using libvirt = new Saying();
+      const guest = await fragileGuest(libvirt);
+      const here = JobFolder.at(parent, keyOf(guest));
+      await here.claim(undefined);
+      await here.leave();
+      libvirt.says(jobIn(here.path));
+      const goOn = vi.fn(async () => "gone on with");
+      const { left } = await claimFolder(guest, here, { goOn });
+      expect([left, libvirt.aborts]).toEqual(old ? [undefined, 1] : ["gone on with", 0]);
+      expect(goOn).toHaveBeenCalledTimes(old ? 0 : 1);
+    } finally {
+      line.mockRestore();
+    }
+  },
+);
+
 it("where libvirt is held by QEMU's events, the line that a killed backup left is named, and not cut", async () => {
   const held = new PreconditionError("E_DOMAIN_BUSY", "busy", {
     details: { libvirt: "cannot acquire state change lock (held by monitor=qemu-event)" },
@@ -232,7 +255,6 @@ async function clearingLeft(
   return { cuts, warned };
 }
 
-const LINE = "4711 99 0f2e4c1a-0000-4000-8000-000000000000";
 const never = new AbortController().signal;
 
 it("a connection of a dead backup to a guest with iothreads is cut only once libvirt has cancelled its job", async () => {
