@@ -25,10 +25,22 @@ export class InterruptedError extends Error {
   override readonly name = "InterruptedError";
   readonly code = "E_INTERRUPTED";
   readonly signal: HandledSignal;
+  readonly #left = new Set<string>();
 
   constructor(signal: HandledSignal, what = "nothing was committed, what was half made has been removed") {
     super(`interrupted by ${signal}: ${what}`);
     this.signal = signal;
+  }
+
+  /** What was left although what is half made is removed otherwise; undefined: nothing. */
+  get left(): string | undefined {
+    return this.#left.size > 0 ? [...this.#left].join("; ") : undefined;
+  }
+
+  /** Called by whoever leaves something: the message says so then. */
+  tellLeft(what: string): void {
+    this.#left.add(what);
+    this.message = `interrupted by ${this.signal}: ${this.left}`;
   }
 
   /** The same, if something is left incomplete. */
@@ -47,9 +59,13 @@ export function throwIfInterrupted(signal: AbortSignal, done: readonly string[],
   if (!signal.aborted) return;
   const { reason } = signal;
   if (!(reason instanceof InterruptedError) || done.length === 0) throw reason;
-  if (all === undefined)
-    throw reason.leaving(`${done.join(" and ")} ended before that; what was half made has been removed`);
-  const rest = done.length === all ? "nothing was left to do" : "of the others nothing is half made";
+  const { left } = reason;
+  if (all === undefined) {
+    const rest = left ?? "what was half made has been removed";
+    throw reason.leaving(`${done.join(" and ")} ended before that; ${rest}`);
+  }
+  const rest =
+    left ?? (done.length === all ? "nothing was left to do" : "of the others nothing is half made");
   throw reason.leaving(`${done.join(", ")} ended before that (${done.length} of ${all} domains); ${rest}`);
 }
 

@@ -2,9 +2,10 @@ import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, it, vi } from "vitest";
 import { eachDomain } from "../../bin/each-domain.js";
-import { InterruptedError } from "../../bin/exit-codes.js";
+import { InterruptedError, throwIfInterrupted } from "../../bin/exit-codes.js";
 import { Output } from "../../bin/output.js";
 import { BackupError, UsageError } from "../../src/backup/base/errors.js";
+import { tellLeft } from "../../src/backup/base/grace.js";
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -28,6 +29,23 @@ function context() {
   const output = new Output({ json: true, quiet: true, verbose: false });
   return { output, interrupt, signal: interrupt.signal };
 }
+
+it.each([
+  [["a"], 2, "a ended before that (1 of 2 domains); of the others nothing is half made"],
+  [["backup"], undefined, "backup ended before that; what was half made has been removed"],
+])("says that nothing is left, unless something is: %s of %s", (done, all, message) => {
+  const stop = new AbortController();
+  stop.abort(new InterruptedError("SIGTERM"));
+  expect(() => throwIfInterrupted(stop.signal, done, all)).toThrow(message);
+  expect(stop.signal.reason.message).toContain("what was half made has been removed");
+  tellLeft(stop.signal, "the point stays");
+  tellLeft(stop.signal, "the point stays");
+  tellLeft(stop.signal, "all is well");
+  expect(stop.signal.reason.message).toBe("interrupted by SIGTERM: the point stays; all is well");
+  expect(() => throwIfInterrupted(stop.signal, done, all)).toThrow(
+    `${message.replace(/;.*/, "")}; the point stays; all is well`,
+  );
+});
 
 it("has results in the order of the domains, whichever ends first, and works on two at a time", async () => {
   const told: string[] = [];

@@ -1,9 +1,23 @@
 /** How long all that has to be done although somebody has given a signal may take, from the signal on. */
 export const GRACE_MS = 10_000;
 
+const LEFT =
+  "what could not be ended in time is left to the next run, and a point may be there (see nbdpull points)";
+
+/** The reason of a signal that says to its user what was left. */
+interface TellingReason {
+  readonly tellLeft: (what: string) => void;
+}
+
+/** Has the reason of a signal that has fired say what was left, if it says such things. */
+export function tellLeft(signal: AbortSignal | undefined, what: string): void {
+  const reason = signal?.reason as Partial<TellingReason> | undefined;
+  reason?.tellLeft?.(what);
+}
+
 /**
  * A signal that fires some time after another one has, for the same reason: what has to be done although
- * somebody has given that gets some time, and no more.
+ * somebody has given that gets some time, and no more. The reason is told then that something may be left.
  */
 export class Grace implements Disposable {
   readonly #signal: AbortSignal | undefined;
@@ -20,7 +34,10 @@ export class Grace implements Disposable {
   }
 
   readonly #begin = (): void => {
-    this.#timer = setTimeout(() => this.#late.abort(this.#signal?.reason), this.#graceMs);
+    this.#timer = setTimeout(() => {
+      tellLeft(this.#signal, LEFT);
+      this.#late.abort(this.#signal?.reason);
+    }, this.#graceMs);
   };
 
   get late(): AbortSignal {

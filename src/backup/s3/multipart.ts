@@ -24,6 +24,14 @@ const ABORT_MS = 10_000;
 /** The same where somebody has given a signal: the store may be why. */
 const CLEAR_MS = 5_000;
 
+/** What becomes of an upload after a signal. */
+export interface AfterSignal {
+  /** Ends what has to be done then, where there is more than this to do. */
+  readonly late?: AbortSignal | undefined;
+  /** Whether the upload stays then: the next run goes on with it. */
+  readonly stays?: boolean | undefined;
+}
+
 /** Bytes of another object of the bucket, which the store copies by itself. */
 export interface CopiedRange {
   readonly key: string;
@@ -43,8 +51,8 @@ export class Multipart {
   /** Those of parts. */
   readonly #ofParts: AskOptions;
   #id: Promise<string> | undefined;
-  /** Ends all that has to be done after a signal. */
   readonly #late: AbortSignal | undefined;
+  readonly #stays: boolean;
   /** Whether a request of a part has failed: it may be on its way still. */
   #isPartOnItsWay = false;
   /** Whether nobody knows if the object is made: then the next run looks. */
@@ -52,23 +60,19 @@ export class Multipart {
 
   /**
    * @param options.stop ends the requests of parts, and lets no other one begin: one of them has failed
-   * @param options.late ends `abort` too, where more than this has to be done after a signal
    * @param left the id of an upload that was begun; default: a new one, with the first part
    */
   constructor(
     bucket: Bucket,
     key: string,
-    {
-      stop,
-      late,
-      ...options
-    }: AskOptions & { readonly stop?: AbortSignal; readonly late?: AbortSignal | undefined },
+    { stop, late, stays = false, ...options }: AskOptions & AfterSignal & { readonly stop?: AbortSignal },
     left?: string,
   ) {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
     this.#late = late;
+    this.#stays = stays;
     this.#ofParts = stop ? { signal: anySignal(options.signal, stop) } : options;
     if (left !== undefined) this.#id = Promise.resolve(left);
   }
@@ -145,8 +149,8 @@ export class Multipart {
   }
 
   /**
-   * Makes the object of its parts, also in place of one that has its key. A signal ends that only 10 s later
-   * when it is under way: the object could appear after what was left had been removed, and nobody would look
+   * Makes the object of its parts, also in place of one that has its key. A signal ends that only 10 s later,
+   * or when it is late, when it is under way: the object could appear after what was left had been removed, and nobody would look
    * for it. Nothing is removed any more then: a lease is over at the same time.
    * @param options.signal keeps it from beginning; default: that of parts
    * @returns whether the store says so; otherwise there is no such upload: an earlier try may have succeeded,
@@ -158,13 +162,14 @@ export class Multipart {
     const request = { Bucket: bucket, Key: this.key, UploadId, MultipartUpload: { Parts } };
     signal?.throwIfAborted();
     using grace = new Grace(this.#options.signal, GRACE_MS);
+    const late = anySignal(grace.late, this.#late);
     try {
-      await this.#bucket.ask("completing", this.key, { signal: grace.late }, (abortSignal) =>
+      await this.#bucket.ask("completing", this.key, { signal: late }, (abortSignal) =>
         this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
       );
       return true;
     } catch (error) {
-      this.#isLeft = grace.late.aborted;
+      this.#isLeft = late.aborted;
       const { cause } = error as Error;
       if (!isAbsent(cause) && reasonOf(cause) !== "NoSuchUpload") throw error;
       return false;
@@ -182,6 +187,7 @@ export class Multipart {
     if (uploadId === undefined || this.#isLeft) return;
     const upload = { key: this.key, uploadId };
     const isAborted = this.#bucket.isEnded || (this.#options.signal?.aborted ?? false);
+    if (isAborted && this.#stays) return;
     const bucket = this.#bucket.withSignal(undefined);
     try {
       const signal = anySignal(AbortSignal.timeout(isAborted ? CLEAR_MS : ABORT_MS), this.#late);

@@ -3,7 +3,7 @@ import { anySignal } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions } from "./asker.js";
 import type { Bucket } from "./bucket.js";
-import { Multipart } from "./multipart.js";
+import { type AfterSignal, Multipart } from "./multipart.js";
 
 /**
  * A part of a large object that is larger than what memory holds: it is uploaded in pieces, as an object of
@@ -19,11 +19,15 @@ export class PartObject {
 
   /**
    * @param key that no other object has
-   * @param options.stop as for {@link Multipart}
+   * @param options.stop as for {@link Multipart}, as `late` is
    */
-  constructor(bucket: Bucket, key: string, { signal, stop }: AskOptions & { readonly stop: AbortSignal }) {
+  constructor(
+    bucket: Bucket,
+    key: string,
+    { signal, late, stop }: AskOptions & Pick<AfterSignal, "late"> & { readonly stop: AbortSignal },
+  ) {
     this.#bucket = bucket;
-    this.#multipart = new Multipart(bucket, key, { signal, stop });
+    this.#multipart = new Multipart(bucket, key, { signal, late, stop });
     this.#options = { signal: anySignal(signal, stop) };
   }
 

@@ -8,7 +8,7 @@ import type { ComposedLayout } from "./composed-layout.js";
 import { CopiedBounds } from "./copied-bounds.js";
 import { bytesETag } from "./etags.js";
 import { FilledBuffer } from "./filled-buffer.js";
-import { Multipart } from "./multipart.js";
+import { type AfterSignal, Multipart } from "./multipart.js";
 import { BUFFER_BYTES, cheapBytesOf, MOST_PARTS, PartLayout, type PieceLayout } from "./part-layout.js";
 import { PartObject } from "./part-object.js";
 
@@ -21,7 +21,7 @@ const SLACK = 2 * MIB;
 /** How far the furthest byte may move between two calls of `capacity`. */
 const AHEAD = 3 * MIB;
 
-export interface UploadOptions extends AskOptions {
+export interface UploadOptions extends AskOptions, AfterSignal {
   /** At most so many bytes are expected: parts are large enough for them. */
   readonly mostBytes: number;
   /**
@@ -123,8 +123,9 @@ export class ObjectUpload implements AsyncDisposable {
       const { plainParts, partBytes } = composed.layout;
       this.#copied = new CopiedBounds(this.#layout.startOf(plainParts), partBytes);
     }
-    const { signal, left } = options;
-    this.#multipart = new Multipart(bucket, key, { signal, stop: this.#stop.signal }, left?.uploadId);
+    const { signal, late, stays, left } = options;
+    const signals = { signal, late, stays, stop: this.#stop.signal };
+    this.#multipart = new Multipart(bucket, key, signals, left?.uploadId);
     this.#bufferBytes = bufferBytes;
     this.#keepsFirst = !inOrder;
     this.#slack = inOrder ? 0 : SLACK;
@@ -347,8 +348,8 @@ export class ObjectUpload implements AsyncDisposable {
   /** Adds a piece to the object that a part is at first. */
   #addTo(number: number, bytes: Buffer): Promise<CompletedPart> {
     const { keyOf } = this.#options.composed as ComposedOptions;
-    const { signal } = this.#options;
-    const options = { signal, stop: this.#stop.signal };
+    const { signal, late } = this.#options;
+    const options = { signal, late, stop: this.#stop.signal };
     const object = this.#objects.get(number) ?? new PartObject(this.#bucket, keyOf(number), options);
     this.#objects.set(number, object);
     return object.add(bytes, (send) =>

@@ -116,7 +116,8 @@ export class S3Merge implements StoredMerge {
   add(name: string): RemoteNewFile {
     const path = `${this.#place.path}/${this.#id}/${name}`;
     const create = async ({ mostBytes, inOrder }: CreateOptions): Promise<NewFile> => {
-      const options = { ...this.#options, mostBytes, inOrder, bufferBytes: DIGEST_BUFFERS };
+      const { late } = this.#lease;
+      const options = { ...this.#options, late, mostBytes, inOrder, bufferBytes: DIGEST_BUFFERS };
       return new UploadedFile(path, new ObjectUpload(this.#place.bucket, this.#key(name), options));
     };
     return { path, create };

@@ -1,4 +1,5 @@
 import { anySignal } from "../../nbd/index.js";
+import { tellLeft } from "../base/grace.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { Lease } from "../s3/lease.js";
 import { imageBufferBytes } from "../s3/part-layout.js";
@@ -34,6 +35,8 @@ export class S3Point implements NewStoredPoint {
   readonly #note: Buffer;
   readonly #left: LeftFiles | undefined;
   readonly #options: StoredPointOptions;
+  /** Whether its manifest is there, whoever has the lease. */
+  #isMade = false;
 
   constructor(place: Place, lease: Lease, { id, note, left }: Begun, options: StoredPointOptions) {
     this.#place = place;
@@ -45,7 +48,7 @@ export class S3Point implements NewStoredPoint {
   }
 
   at(name: string): RemoteNewFile {
-    const { signal, imagesAtOnce = 1, digestsBeside = false } = this.#options;
+    const { signal, goOn: stays, imagesAtOnce = 1, digestsBeside = false } = this.#options;
     const { bucket } = this.#place;
     const path = `${this.#place.path}/${this.#id}/${name}`;
     const key = this.#key(name);
@@ -54,7 +57,7 @@ export class S3Point implements NewStoredPoint {
       create: async ({ mostBytes, inOrder }: CreateOptions) => {
         const bufferBytes = inOrder && digestsBeside ? DIGEST_BUFFERS : imageBufferBytes(imagesAtOnce);
         const left = await this.#left?.upload(key, { signal });
-        const options = { signal, mostBytes, inOrder, bufferBytes, left };
+        const options = { signal, late: this.#lease.late, stays, mostBytes, inOrder, bufferBytes, left };
         const composed = inOrder ? undefined : await composedParts(bucket, key, options);
         return new UploadedFile(path, new ObjectUpload(bucket, key, { ...options, composed }));
       },
@@ -79,12 +82,14 @@ export class S3Point implements NewStoredPoint {
       if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {
         giveUp(this.#lease, "another one made it");
       }
+      this.#isMade = true;
       const note = await noteOn(this.#place, this.#id, options);
       if (!note?.equals(this.#note)) giveUp(this.#lease, "its note was replaced");
     } catch (error) {
       // Whoever has the lease now has removed the files, or kept the point, or made it. Only a holder of the
       // lease can tell, so nothing is removed here.
       await this.#haveNextLook();
+      if (this.#isMade) tellLeft(this.#options.signal, `point ${this.#id} was made`);
       throw error;
     }
     // The next run removes it otherwise.
@@ -94,6 +99,13 @@ export class S3Point implements NewStoredPoint {
   async discard(): Promise<void> {
     const { bucket, prefix, manifest } = this.#place;
     const options = { signal: this.#lease.over };
+    const { goOn = false, signal } = this.#options;
+    if (goOn && signal?.aborted && !this.#lease.lost.aborted) {
+      // A removal that is cut off may arrive when the next run counts on the file, or has made it again.
+      if (!this.#isMade)
+        tellLeft(signal, `what there is of point ${this.#id} stays, and the same command goes on with it`);
+      return;
+    }
     // The next holder of the lease clears it away, and may be making a point of the same id.
     try {
       await this.#lease.confirm();
@@ -115,8 +127,10 @@ export class S3Point implements NewStoredPoint {
    */
   async #haveNextLook(): Promise<void> {
     const { bucket, prefix, abilities } = this.#place;
-    // Not with `lost`, which may be aborted by now. When it is late, the note is there that it was begun with.
-    const signal = anySignal(AbortSignal.timeout(LATE_NOTE_MS), this.#lease.late);
+    // Not with `lost`, which may be aborted by now. Until then the note is there that it was begun with, so a
+    // signal may end this.
+    const { late, lost } = this.#lease;
+    const signal = anySignal(AbortSignal.timeout(LATE_NOTE_MS), lost.aborted ? undefined : late);
     const options = { abilities, signal };
     await createObject(bucket, noteKey(prefix, this.#id), noteOf("late"), options).catch(() => undefined);
   }

@@ -222,7 +222,10 @@ export interface StoredPointOptions extends AskOptions {
   readonly imagesAtOnce?: number | undefined;
   /** Whether each digest file is made beside its image; default: one file is made after the other. */
   readonly digestsBeside?: boolean | undefined;
-  /** Goes on with what a killed run has left of this point, if the same files are made of the same bytes. */
+  /**
+   * Goes on with what a killed run has left of this point, if the same files are made of the same bytes. After
+   * a signal it stays, too.
+   */
   readonly goOn?: boolean | undefined;
 }
 
@@ -238,6 +241,9 @@ export interface NewStoredPoint {
    *   its files are there, and otherwise removes it
    */
   publish(name: string, text: string): Promise<void>;
-  /** Removes everything of it, unless it was published. Without the lease that is left to its next holder. */
+  /**
+   * Removes everything of it, unless it was published, or the next run goes on with it (`goOn`) after a signal.
+   * Without the lease that is left to its next holder.
+   */
   discard(): Promise<void>;
 }

@@ -18,6 +18,15 @@ it("counts from the signal on, and has its reason", () => {
   expect(one.late.reason).toMatchObject({ message: "enough" });
 });
 
+it("has the reason say that something may be left, if it says such things", () => {
+  const tellLeft = vi.fn();
+  using _ = new Grace(AbortSignal.abort({ tellLeft }), 5_000);
+  vi.advanceTimersByTime(4_999);
+  expect(tellLeft).not.toHaveBeenCalled();
+  vi.advanceTimersByTime(1);
+  expect(tellLeft).toHaveBeenCalledExactlyOnceWith(expect.stringContaining("left to the next run"));
+});
+
 it("counts from when it is asked for where the signal has fired before", () => {
   using grace = new Grace(AbortSignal.abort(new Error("enough")), 5_000);
   vi.advanceTimersByTime(4_999);

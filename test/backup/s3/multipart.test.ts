@@ -139,6 +139,39 @@ it.each(["the caller", "a failure"] as const)(
   },
 );
 
+it("cuts a completion that is begun late when all is late", async () => {
+  answerWith((what, answer) => {
+    if (what === "part") answer.writeHead(200, { etag: '"0"' }).end();
+  });
+  const [caller, late] = [new AbortController(), new AbortController()];
+  const multipart = new Multipart(bucket, "key", { signal: caller.signal, late: late.signal });
+  const part = await multipart.put(1, Buffer.from("bytes"));
+  caller.abort(new Error("enough"));
+  const at = performance.now();
+  const ended = expect(multipart.complete([part], {})).rejects.toThrow("enough");
+  await expect.poll(() => asked("POST", /uploadId/)).toBe(1);
+  late.abort(caller.signal.reason);
+  await ended;
+  await multipart.abort();
+  expect(performance.now() - at).toBeLessThan(5_000);
+  // The object may be made: the next run looks.
+  expect(asked("DELETE", /uploadId/)).toBe(0);
+});
+
+it("leaves an upload after a signal that the next run goes on with, and after a failure none", async () => {
+  answerWith((what, answer) => {
+    if (what === "part") answer.writeHead(200, { etag: '"0"' }).end();
+  });
+  const caller = new AbortController();
+  const multipart = new Multipart(bucket, "key", { signal: caller.signal, stays: true });
+  await multipart.put(1, Buffer.from("bytes"));
+  await multipart.abort();
+  expect(asked("DELETE", /uploadId/)).toBe(1);
+  caller.abort(new Error("enough"));
+  await multipart.abort();
+  expect(asked("DELETE", /uploadId/)).toBe(1);
+});
+
 it("begins no completion when the upload was ended", async () => {
   answerWith((_, answer) => void answer.writeHead(200, { etag: '"0"' }).end());
   const stop = new AbortController();

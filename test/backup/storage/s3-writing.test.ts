@@ -1,4 +1,5 @@
 /** Two who write points of one domain to Ceph, of whom the first has lost its lease without knowing. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
@@ -32,10 +33,10 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
     for (const writing of begun.splice(0)) await writing.release();
   });
 
-  async function write(bucket: Bucket, abilities = ALL): Promise<StoreWriting> {
+  async function write(bucket: Bucket, abilities = ALL, signal?: AbortSignal): Promise<StoreWriting> {
     const points = { manifest: "point.json", isPoint: isPointId, mergeState, onChange: () => undefined };
     const place = { bucket, prefix, path: "s3://backups/vm", ...points };
-    const writing = await writeInS3(place, { abilities, of: "vm" });
+    const writing = await writeInS3(place, { abilities, of: "vm", signal });
     begun.push(writing);
     return writing;
   }
@@ -79,6 +80,38 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
     expect(await keys()).toEqual([]);
     await writing.begin(ID);
   });
+
+  it("removes nothing after a signal of what the next one goes on with, since that could be done later", async () => {
+    const stop = new AbortController();
+    const { signal } = stop;
+    const writing = await write(mine, ALL, signal);
+    const point = await writing.begin(ID, { goOn: true, signal });
+    await point.create("vda.qcow2", Buffer.from("first"));
+    stop.abort(new Error("enough"));
+    await point.discard();
+    expect(await keys()).toEqual([note, image]);
+    await writing.release();
+    const next = await write(other);
+    const second = await next.begin(ID, { goOn: true });
+    expect(second.at("vda.qcow2").leftWhole?.("first".length)).toBeDefined();
+    await second.discard();
+    expect(await keys()).toEqual([]);
+  });
+
+  it("has the next one look when it has lost the lease and is late, too", async () => {
+    const stop = new AbortController();
+    const { signal } = stop;
+    const writing = await write(mine, ALL, signal);
+    const point = await writing.begin(ID, { signal });
+    const next = await takeOver();
+    await expect(writing.assertHeld()).rejects.toMatchObject(lost);
+    stop.abort(new Error("enough"));
+    await sleep(10_500);
+    await expect(point.discard()).rejects.toMatchObject(lost);
+    expect(await keys()).toEqual([note]);
+    await next.clearLeftovers();
+    expect(await keys()).toEqual([]);
+  }, 20_000);
 
   it("leaves a point alone that the next one has kept, when the answer about its manifest was lost", async () => {
     const point = await (await write(mine)).begin(ID);
