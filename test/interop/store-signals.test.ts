@@ -40,12 +40,20 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a signal while an object stor
     await chain?.[Symbol.asyncDispose]();
   });
 
-  /** Gives the signal when the first request was made that is not answered. No other one is either. */
-  async function interrupted(args: readonly string[], isFirst: (asked: string) => boolean): Promise<Ran> {
+  /**
+   * Gives the signal when the first request was made that is not answered. No other one is either.
+   * @param does whether the store does what the first one asks for
+   */
+  async function interrupted(
+    args: readonly string[],
+    isFirst: (asked: string) => boolean,
+    does = false,
+  ): Promise<Ran> {
     let isSilent = false;
     lab.line.fault = ({ method, url }) => {
-      isSilent ||= isFirst(`${method} ${decodeURIComponent(url)}`);
-      return isSilent ? "never answer" : undefined;
+      if (isSilent) return "never answer";
+      isSilent = isFirst(`${method} ${decodeURIComponent(url)}`);
+      return isSilent ? (does ? "swallow answer" : "never answer") : undefined;
     };
     const running = startNbdpull(args);
     await expect.poll(() => isSilent, { timeout: 60_000, interval: 20 }).toBe(true);
@@ -57,32 +65,51 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a signal while an object stor
     return ran;
   }
 
+  async function countAt(address: string): Promise<number> {
+    return ((await nbdpull("points", address, "--json")).json() as unknown[]).length;
+  }
+
+  const MAY_BE_THERE = "left to the next run, and a point may be there (see nbdpull points)";
+
   it.each([
-    ["sends parts", /^PUT .*vda\.qcow2\?.*partNumber=2/, 143],
-    ["has an object made of them", /^POST .*vda\.qcow2\?uploadId=/, 143],
-    ["has sent its manifest", /^PUT .*\/point\.json/, 143],
-    ["has committed its point", /^DELETE .*\.partial/, 0],
-  ])("ends an import that %s, and the next leaves nothing of it", async (_, first, code) => {
+    ["sends parts", /^PUT .*vda\.qcow2\?.*partNumber=2/, false, 143, MAY_BE_THERE],
+    ["has an object made of them", /^POST .*vda\.qcow2\?uploadId=/, false, 143, MAY_BE_THERE],
+    ["has sent its manifest", /^PUT .*\/point\.json/, false, 143, MAY_BE_THERE],
+    ["has had its manifest put", /^PUT .*\/point\.json/, true, 143, MAY_BE_THERE],
+    ["looks for its note", /^GET .*\.partial/, false, 143, / point \S+ was made$/m],
+    ["has committed its point", /^DELETE .*\.partial/, false, 0, ""],
+    ["has had its note removed", /^DELETE .*\.partial/, true, 0, ""],
+  ])("ends an import that %s, and the next leaves nothing half", async (what, first, does, code, message) => {
     const image = join(lab.folder, "image.raw");
     await writeFile(image, noise(30 * MiB, 3));
     const args = ["import", "--disk", `vda=${image}`, "--to", lab.address("in"), "--domain", NAME];
     expect(await nbdpull("init", lab.address("in"))).toMatchObject({ code: 0 });
-    expect((await interrupted(args, (asked) => first.test(asked))).code).toBe(code);
+    const ran = await interrupted(args, (asked) => first.test(asked), does);
+    expect(ran.code).toBe(code);
+    expect(ran.stderr).toMatch(message);
+    if (message !== "") expect(ran.stderr).not.toContain("removed");
     expect(await lab.left("in")).not.toEqual([]);
+    const points = /(?:had its|looks|committed)/.test(what) ? 1 : 0;
+    expect(await countAt(lab.address("in"))).toBe(points);
     expect(await nbdpull(...args)).toMatchObject({ code: 0 });
     expect(await lab.left("in")).toEqual([]);
+    expect(await countAt(lab.address("in"))).toBe(points + 1);
     expect(await nbdpull("verify", lab.address("in"))).toMatchObject({ code: 0 });
   });
 
   it.each([
-    ["has an image copied aside", /^POST .*vda\.qcow2~[^?]*\?uploadId=/],
-    ["has the manifest name what lies aside", /^PUT .*\/point\.json/],
-    ["has new images made", /^POST .*vda\.qcow2\?uploadId=/],
-    ["removes a point", /^DELETE .*\/point\.json/],
-  ])("ends a prune that %s, and the next does the rest", async (_, first) => {
+    ["has an image copied aside", /^POST .*vda\.qcow2~[^?]*\?uploadId=/, false, 3],
+    ["has the manifest name what lies aside", /^PUT .*\/point\.json/, false, 3],
+    ["has had the manifest name it", /^PUT .*\/point\.json/, true, 3],
+    ["has new images made", /^POST .*vda\.qcow2\?uploadId=/, false, 3],
+    ["has had new images made", /^POST .*vda\.qcow2\?uploadId=/, true, 3],
+    ["removes a point", /^DELETE .*\/point\.json/, false, 3],
+    ["has had a point removed", /^DELETE .*\/point\.json/, true, 2],
+  ])("ends a prune that %s, and the next does the rest", async (_, first, does, points) => {
     const address = await lab.copyOf("chain", home, "pruned");
-    const ran = await interrupted(["prune", address, "--keep-last", "2"], (asked) => first.test(asked));
-    expect(ran.code).toBe(143);
+    const ran = await interrupted(["prune", address, "--keep-last", "2"], (asked) => first.test(asked), does);
+    expect(ran).toMatchObject({ code: 143, stderr: expect.stringContaining("left to the next run") });
+    expect(await countAt(address)).toBe(points);
     expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
     expect(await nbdpull("prune", address, "--keep-last", "2")).toMatchObject({ code: 0 });
     expect(await lab.left("pruned")).toEqual([]);
@@ -114,11 +141,22 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a signal while an object stor
   it("ends a copy inside a point, and the next goes on", async () => {
     const source = await lab.copyOf("chain", home, "from");
     expect(await nbdpull("init", lab.address("to"))).toMatchObject({ code: 0 });
+    const before = lab.line.seen.length;
+    const asked = (pattern: RegExp): string[] =>
+      lab.line.seen
+        .slice(before)
+        .filter((each) => each.includes(`/to/${NAME}/${chain.points[0]?.id}/`) && pattern.test(each));
     const ran = await interrupted(["copy", source, lab.address("to")], (asked) =>
       /^PUT .*\/to\/.*vda\.qcow2\?.*partNumber=2/.test(asked),
     );
-    expect(ran.code).toBe(143);
+    expect(ran).toMatchObject({
+      code: 143,
+      stderr: expect.stringContaining("the same command goes on with it"),
+    });
+    // A removal could be done when the next one counts on what it removes.
+    expect(asked(/^DELETE/)).toEqual([]);
     expect(await nbdpull("copy", source, lab.address("to"))).toMatchObject({ code: 0, stderr: "" });
+    expect(asked(/^POST .*vda\.qcow2\?uploads/)).toHaveLength(1);
     expect(await lab.left("to")).toEqual([]);
     expect(await nbdpull("verify", lab.address("to"))).toMatchObject({ code: 0 });
   });

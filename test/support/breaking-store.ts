@@ -18,6 +18,8 @@ export type StoreFault =
   /** The store is not asked, and nothing is answered. */
   | "hang up"
   | "never answer"
+  /** The store is asked, and nothing is answered. */
+  | "swallow answer"
   /** Half of the answer's body arrives. */
   | "cut answer"
   /** The whole object is sent in place of a range. */
@@ -115,6 +117,7 @@ export class BreakingStore implements AsyncDisposable {
     const onward = request(
       { hostname, port, method, path: url, headers: asked.headers, agent: false },
       (answered) => {
+        if (fault === "swallow answer") return void answered.resume();
         if (fault === "lose answer") {
           answered.resume();
           answered.on("end", () => asked.socket.destroy());
