@@ -4,9 +4,9 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judged-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { pointsAtOnce } from "../../src/backup/storage/open-store.js";
 import { type BackupResult, backup, loadBackups } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
+import { domainsAtOnce } from "../domains-at-once.js";
 import { EXIT, exitCodeOf, throwIfInterrupted, worstExitCode } from "../exit-codes.js";
 import { freezeOf } from "../freeze-choice.js";
 import { type FullEveryOptions, refuseLevelBeside } from "../full-every.js";
@@ -102,10 +102,11 @@ async function backUpAsAsked(
   const [only, ...others] = domains;
   const isSeveral = others.length > 0;
   const progress = await output.progress();
-  const most = options.jobs ?? (options.server === undefined ? JOBS : 1);
+  const { to, jobs, server } = options;
+  const usual = server === undefined ? JOBS : 1;
   const job: Job = {
     ...asked,
-    atOnce: Math.min(pointsAtOnce(options.to, most), domains.length),
+    atOnce: domainsAtOnce(output, { to, jobs, usual, count: domains.length }),
     progress,
     prefixOf: (domain) => (isSeveral ? `${domain}: ` : ""),
   };

@@ -6,7 +6,7 @@ import type { Retention } from "../../src/backup/prune/retention.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { readCopied } from "../../src/backup/repository/copied-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { pointsAtOnce } from "../../src/backup/storage/open-store.js";
+import { domainsAtOnce } from "../domains-at-once.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { rateLimitOf } from "../option-values.js";
@@ -63,10 +63,9 @@ export async function runCopy(
   const domains = [...new Set([...ours, ...lost])].sort();
 
   const limit = rateLimitOf(options);
-  const domainsAtOnce = Math.max(
-    1,
-    Math.min(pointsAtOnce(target, options.jobs ?? JOBS, true), domains.length),
-  );
+  const { jobs } = options;
+  const asked = { to: target, jobs, usual: JOBS, count: domains.length, isCopied: true };
+  const atOnce = domainsAtOnce(output, asked);
   const progress = await output.progress();
   const copy = (domain: string, ending: AbortSignal): Promise<CopyResult> =>
     copyDomain({
@@ -77,7 +76,7 @@ export async function runCopy(
       remove,
       dryRun: options.dryRun,
       limit,
-      domainsAtOnce,
+      domainsAtOnce: atOnce,
       signal: ending,
       onWarning: (message) => output.warn(message),
       onProgress: ({ copiedBytes, totalBytes }) =>
@@ -85,7 +84,7 @@ export async function runCopy(
     });
   try {
     const tell = (result: CopyResult): void => output.part(asText(result, options.dryRun ?? false));
-    const results = await eachDomain(domains, context, copy, tell, domainsAtOnce);
+    const results = await eachDomain(domains, context, copy, tell, atOnce);
     const json = results.map((each) => ("error" in each ? each : each.result));
     const damaged = results.some((each) => "result" in each && hasDamage(each.result));
     const nothing = domains.length > 0 ? [] : ["no restore points yet"];

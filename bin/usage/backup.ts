@@ -31,7 +31,11 @@ export function addBackup(program: Command, run: Run): void {
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option("--all", "all domains that run and have disks (not those that are off)")
     .option("--skip <domain>", "with --all: not this domain; may be given several times", collect)
-    .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
+    .option(
+      "--jobs <n>",
+      "of several domains, how many at once; default 2, with --server 1, into an object store at most 3",
+      positive,
+    )
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--no-resume", "clear away what a killed backup has left, instead of going on with its point")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");

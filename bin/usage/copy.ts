@@ -25,7 +25,11 @@ export function addCopy(program: Command, run: Run): void {
     .option("--all", "also points that were copied before and that TO has dropped since")
     .option("--delete", "then remove from TO what came from FROM, is not there any more, and no rule keeps")
     .option("--limit-rate <bytes/s>", "copy no faster than this", size)
-    .option("--jobs <n>", "of several domains, how many are copied at once; default 2", positive)
+    .option(
+      "--jobs <n>",
+      "of several domains, how many are copied at once; default 2, into an object store at most 4",
+      positive,
+    )
     .option("--dry-run", "only tell what would be copied");
   withCreate(withTrust(withRetention(command))).action(
     run(async () => (await import("../commands/copy.js")).runCopy),

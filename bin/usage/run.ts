@@ -26,7 +26,11 @@ export function addRun(program: Command, run: Run): void {
     .requiredOption("--to <repo>", "the repository")
     .option("--all", "all domains that run and have disks (not those that are off)")
     .option("--skip <domain>", "with --all: not this domain; may be given several times", collect)
-    .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
+    .option(
+      "--jobs <n>",
+      "of several domains, how many at once; default 2, with --server 1, into an object store at most 3",
+      positive,
+    )
     .option(
       "--verify-share <n>",
       "verify one of N shares of the points, another one every day; left out: none",
