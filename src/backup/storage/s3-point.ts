@@ -100,12 +100,9 @@ export class S3Point implements NewStoredPoint {
     const { bucket, prefix, manifest } = this.#place;
     const options = { signal: this.#lease.over };
     const { goOn = false, signal } = this.#options;
-    if (goOn && signal?.aborted && !this.#lease.lost.aborted) {
-      // A removal that is cut off may arrive when the next run counts on the file, or has made it again.
-      if (!this.#isMade)
-        tellLeft(signal, `what there is of point ${this.#id} stays, and the same command goes on with it`);
-      return;
-    }
+    const isLeft = goOn && signal?.aborted && !this.#isMade && !this.#lease.lost.aborted;
+    if (isLeft)
+      tellLeft(signal, `what there is of point ${this.#id} stays, and the same command goes on with it`);
     // The next holder of the lease clears it away, and may be making a point of the same id.
     try {
       await this.#lease.confirm();
@@ -114,6 +111,9 @@ export class S3Point implements NewStoredPoint {
       await this.#haveNextLook();
       throw error;
     }
+    // A removal that is cut off, by a signal or a kill, may be done when the next run counts on the file, or has
+    // made it again.
+    if (goOn) return;
     if (!(await noteOn(this.#place, this.#id, options))?.equals(this.#note)) return;
     // Its answer may have been lost, or it is another process's.
     if (await bucket.find(`${prefix}${this.#id}/${manifest}`, options)) return;

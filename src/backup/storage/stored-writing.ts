@@ -223,8 +223,8 @@ export interface StoredPointOptions extends AskOptions {
   /** Whether each digest file is made beside its image; default: one file is made after the other. */
   readonly digestsBeside?: boolean | undefined;
   /**
-   * Goes on with what a killed run has left of this point, if the same files are made of the same bytes. After
-   * a signal it stays, too.
+   * Goes on with what a killed run has left of this point, if the same files are made of the same bytes. What
+   * this one has made of it stays, too: `clearLeftovers` removes it.
    */
   readonly goOn?: boolean | undefined;
 }
@@ -242,8 +242,8 @@ export interface NewStoredPoint {
    */
   publish(name: string, text: string): Promise<void>;
   /**
-   * Removes everything of it, unless it was published, or the next run goes on with it (`goOn`) after a signal.
-   * Without the lease that is left to its next holder.
+   * Removes everything of it, unless it was published, or the next run goes on with it (`goOn`). Without the
+   * lease that is left to its next holder.
    */
   discard(): Promise<void>;
 }

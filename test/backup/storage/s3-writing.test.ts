@@ -81,22 +81,30 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
     await writing.begin(ID);
   });
 
-  it("removes nothing after a signal of what the next one goes on with, since that could be done later", async () => {
-    const stop = new AbortController();
-    const { signal } = stop;
-    const writing = await write(mine, ALL, signal);
-    const point = await writing.begin(ID, { goOn: true, signal });
-    await point.create("vda.qcow2", Buffer.from("first"));
-    stop.abort(new Error("enough"));
-    await point.discard();
-    expect(await keys()).toEqual([note, image]);
-    await writing.release();
-    const next = await write(other);
-    const second = await next.begin(ID, { goOn: true });
-    expect(second.at("vda.qcow2").leftWhole?.("first".length)).toBeDefined();
-    await second.discard();
-    expect(await keys()).toEqual([]);
-  });
+  it.each([
+    ["a signal", true],
+    ["a failure", false],
+  ])(
+    "removes nothing after %s of what the next one goes on with, since that could be done later",
+    async (_, isStopped) => {
+      const stop = new AbortController();
+      const { signal } = stop;
+      const writing = await write(mine, ALL, signal);
+      const point = await writing.begin(ID, { goOn: true, signal });
+      await point.create("vda.qcow2", Buffer.from("first"));
+      if (isStopped) stop.abort(new Error("enough"));
+      await point.discard();
+      expect(await keys()).toEqual([note, image]);
+      await writing.release();
+      const next = await write(other);
+      const second = await next.begin(ID, { goOn: true });
+      expect(second.at("vda.qcow2").leftWhole?.("first".length)).toBeDefined();
+      await second.discard();
+      expect(await keys()).toEqual([note, image]);
+      await next.clearLeftovers();
+      expect(await keys()).toEqual([]);
+    },
+  );
 
   it("has the next one look when it has lost the lease and is late, too", async () => {
     const stop = new AbortController();
@@ -170,14 +178,17 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
     expect(await keys()).toEqual([]);
   });
 
-  it("has the next one look when it has put a file after its note was cleared", async () => {
-    const point = await (await write(mine)).begin(ID);
-    const next = await takeOver();
-    await point.create("vda.qcow2", Buffer.from("late"));
-    await expect(point.discard()).rejects.toMatchObject(lost);
-    await next.clearLeftovers();
-    expect(await keys()).toEqual([]);
-  });
+  it.each([false, true])(
+    "has the next one look when it has put a file after its note was cleared, goOn: %s",
+    async (goOn) => {
+      const point = await (await write(mine)).begin(ID, { goOn });
+      const next = await takeOver();
+      await point.create("vda.qcow2", Buffer.from("late"));
+      await expect(point.discard()).rejects.toMatchObject(lost);
+      await next.clearLeftovers();
+      expect(await keys()).toEqual([]);
+    },
+  );
 
   it("makes no point of one that comes while they are cleared away", async () => {
     const point = await (await write(other)).begin(ID);
