@@ -9,7 +9,7 @@ const MIB = 1024 * 1024;
 /** No look takes so long. */
 const LEFT_MS = 3_600_000;
 /** How long a look clears up that has failed: the store may be silent. */
-const CLEAR_MS = 3_000;
+const CLEAR_MS = 2_000;
 
 /**
  * Tries with small objects of its own what a repository needs of a store, and removes them.
