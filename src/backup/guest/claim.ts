@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { anySignal } from "../../nbd/index.js";
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
@@ -21,6 +22,9 @@ import { endServersIn } from "./qemu-nbd.js";
 const STUCK_AFTER_MS = 3000;
 /** After a line could not be cut. */
 const CUT_AGAIN_MS = 10_000;
+/** The far end of a process that was killed just now ends within a second. */
+const LOOKS_AT_LINE = 5;
+const LINE_LOOK_MS = 500;
 
 /** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
 interface Left {
@@ -98,13 +102,16 @@ export async function claimFolder<T = undefined>(
   const claim = async (points: HeldFolder | undefined) => {
     const { folders, job } = await findClearly(guest, folder, onWarning);
     const theirs = folders.at(-1) ?? folder;
-    // A line that may not be cut while the job runs is cut only where the job is ended as a dead backup's.
-    const mayGoOn = !clientsMustStay(guest.domain) || (await theirs.line()) === undefined;
-    if (!mayGoOn && goOn && job && points)
-      onWarning?.(
-        "a killed backup's connection to the hypervisor is still there: its point is not continued",
-      );
-    const left = mayGoOn && job && points ? await goOn?.({ job, folder: theirs, points }) : undefined;
+    let left: T | undefined;
+    if (goOn && job && points) {
+      // A line that may not be cut while the job runs is cut only where the job is ended as a dead backup's.
+      if (!clientsMustStay(guest.domain) || (await endsByItself(theirs))) {
+        left = await goOn({ job, folder: theirs, points });
+      } else {
+        const message = "a killed backup's connection to the hypervisor is still there";
+        onWarning?.(`${message}: what there is of its point is not continued`);
+      }
+    }
     if (left !== undefined) {
       // As below. A client that is connected still would only disturb.
       if (!clientsMustStay(guest.domain)) await theirs.sever();
@@ -185,6 +192,8 @@ async function endJobIn(
   try {
     if (await folder.isMarkedFrozen(domain)) await thawGuest({ libvirt, domain }, folder);
   } finally {
+    // Before the look at the job: what takes long after it would leave time for another program's job.
+    const line = jobMayRun && isDead ? await folder.line() : undefined;
     const job = jobMayRun ? await jobToEnd({ libvirt, domain }, onWarning) : undefined;
     const worksThere = (each: BackupJob): boolean =>
       exportedDisks(each).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
@@ -193,7 +202,7 @@ async function endJobIn(
       const patient = libvirt.withPatience(patienceToEnd(domain));
       const end: EndOfJob = (onCancelled) =>
         patient.abortJob(domain, { isKnown: true, isOurs, onCancelled, onWait: onWarning });
-      await (isDead ? cutOffIfStuck(folder, end, onWarning) : end());
+      await (line === undefined ? end() : cutOffIfStuck(folder, { line, end, onWarning }));
     }
   }
 }
@@ -230,14 +239,12 @@ type EndOfJob = (onCancelled?: (doubted: AbortSignal) => void) => Promise<void>;
  */
 async function cutOffIfStuck(
   folder: JobFolder,
-  end: EndOfJob,
-  onWarning: ClearOptions["onWarning"],
+  {
+    line,
+    end,
+    onWarning,
+  }: Pick<ClearOptions, "onWarning"> & { readonly line: string; readonly end: EndOfJob },
 ): Promise<void> {
-  const line = await folder.line();
-  if (line === undefined) {
-    await end();
-    return;
-  }
   const ended = new AbortController();
   const cuts: Promise<void>[] = [];
   try {
@@ -250,6 +257,15 @@ async function cutOffIfStuck(
     ended.abort();
     await Promise.all(cuts);
   }
+}
+
+/** Whether the line of a dead backup is gone, or ends soon: one whose process was killed just now does. */
+async function endsByItself(folder: JobFolder): Promise<boolean> {
+  for (let looks = 1; (await folder.line()) !== undefined; looks += 1) {
+    if (looks === LOOKS_AT_LINE) return false;
+    await sleep(LINE_LOOK_MS);
+  }
+  return true;
 }
 
 /**
@@ -273,18 +289,22 @@ async function cutOff(
     onWarning,
   }: Pick<ClearOptions, "onWarning"> & { readonly line: string; readonly signal: AbortSignal },
 ): Promise<void> {
-  let told = onWarning;
+  let isTold = false;
   for (let ms = STUCK_AFTER_MS; await passes(ms, signal); ms = CUT_AGAIN_MS) {
     try {
       await folder.sever({ line, signal });
       return;
     } catch (error) {
       if (signal.aborted) return;
-      told?.(
+      const message =
         `the connection that a killed backup left on the hypervisor could not be cut (${messageOf(error)}): it is tried again. ` +
-          `The guest may stand still until process ${line.split(" ", 1)} there, which holds it, is ended`,
-      );
-      told = undefined;
+        `The guest may stand still until process ${line.split(" ", 1)} there, which holds it, is ended`;
+      try {
+        if (!isTold) onWarning?.(message);
+      } catch {
+        // Whoever can't be told must not end what ends the job.
+      }
+      isTold = true;
     }
   }
 }

@@ -281,9 +281,9 @@ export class JobEnd implements Disposable {
     } catch (error) {
       if (!PASSING.some((code) => hasCode(error, code))) throw error;
       this.#failure = error;
-      // A libvirt that gives no answer says nothing new.
+      // A libvirt that gives no answer says nothing new, unless it has ended.
       if (isHeldByEvent(error)) this.#heldTimes += 1;
-      else if (hasCode(error, "E_DOMAIN_BUSY")) this.#heldTimes = 0;
+      else if (!hasCode(error, "E_LIBVIRT_TIMEOUT")) this.#heldTimes = 0;
       this.#away = hasCode(error, "E_DOMAIN_BUSY") ? undefined : (this.#away ?? asked);
       return undefined;
     }

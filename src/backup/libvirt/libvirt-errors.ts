@@ -223,7 +223,9 @@ const EVENT_THREAD = /\bmonitor=(?:qemu-event|qemuProcessEventHandler)\b/;
  * others may have held the domain for most of that time.
  */
 export function isHeldByEvent(error: unknown): boolean {
-  return hasCode(error, "E_DOMAIN_BUSY") && EVENT_THREAD.test(saidIn(error) ?? "");
+  const said = saidIn(error) ?? "";
+  // Where `max_queued` is set, a full queue is refused at once, whoever holds the domain.
+  return hasCode(error, "E_DOMAIN_BUSY") && EVENT_THREAD.test(said) && !said.includes("max_queued");
 }
 
 /** Resolves with undefined if there is no job, or no domain. */

@@ -149,9 +149,9 @@ export class Multipart {
   }
 
   /**
-   * Makes the object of its parts, also in place of one that has its key. A signal ends that only 10 s later,
-   * or when it is late, when it is under way: the object could appear after what was left had been removed, and nobody would look
-   * for it. Nothing is removed any more then: a lease is over at the same time.
+   * Makes the object of its parts, also in place of one that has its key. When it is under way, a signal ends
+   * it only 10 s later, or with `late`: the object could appear after what was left had been removed, and
+   * nobody would look for it. Nothing is removed any more then: a lease is over at the same time.
    * @param options.signal keeps it from beginning; default: that of parts
    * @returns whether the store says so; otherwise there is no such upload: an earlier try may have succeeded,
    *   and its answer been lost

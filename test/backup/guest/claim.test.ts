@@ -177,6 +177,44 @@ it.each([LINE, undefined])(
   },
 );
 
+it("a job of a guest with iothreads is gone on with once the line of a process that was killed just now is gone", async () => {
+  const line = vi.spyOn(JobFolder.prototype, "line").mockResolvedValueOnce(LINE).mockResolvedValue(undefined);
+  try {
+    await using libvirt = new Saying();
+    const guest = await fragileGuest(libvirt);
+    const here = JobFolder.at(parent, keyOf(guest));
+    await here.claim(undefined);
+    await here.leave();
+    libvirt.says(jobIn(here.path));
+    const onWarning = vi.fn();
+    const { left } = await claimFolder(guest, here, { goOn: async () => "gone on with", onWarning });
+    expect([left, libvirt.aborts]).toEqual(["gone on with", 0]);
+    expect(onWarning).not.toHaveBeenCalled();
+  } finally {
+    line.mockRestore();
+  }
+});
+
+it("another program's job that begins while the host is asked for a dead line is not ended", async () => {
+  const line = vi.spyOn(JobFolder.prototype, "line");
+  try {
+    await using libvirt = new Saying();
+    const guest = await fragileGuest(libvirt);
+    const here = JobFolder.at(parent, keyOf(guest));
+    libvirt.says(jobIn(here.path));
+    line.mockImplementation(async () => {
+      libvirt.says(jobIn("/elsewhere"));
+      return LINE;
+    });
+    const abort = vi.spyOn(libvirt, "abortJob");
+    await claimFolder(guest, here, {});
+    expect(abort).not.toHaveBeenCalled();
+    await here.remove();
+  } finally {
+    line.mockRestore();
+  }
+});
+
 it("where libvirt is held by QEMU's events, the line that a killed backup left is named, and not cut", async () => {
   const held = new PreconditionError("E_DOMAIN_BUSY", "busy", {
     details: { libvirt: "cannot acquire state change lock (held by monitor=qemu-event)" },

@@ -297,6 +297,7 @@ it.each([
   ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainAbortJob"],
   ["was sent, and something else holds the domain", "hang up", "remoteDispatchDomainBackupBegin"],
   ["was sent, and something else holds the domain", "hang up", "x agent=qemu-event"],
+  ["was sent, and a full queue is refused at once", "hang up", "qemu-event) due to max_queued limit ("],
   ["was refused", heldBy("qemu-event"), "qemu-event"],
 ] as const)("but not where it %s: %j, %s", async (_, answer, thread) => {
   let asked = 0;
