@@ -19,7 +19,7 @@ export function domainsAtOnce(
 ): number {
   const wanted = Math.max(1, Math.min(jobs ?? usual, count));
   const most = pointsAtOnce(to, wanted, isCopied);
-  if (most < wanted) {
+  if (jobs !== undefined && most < wanted) {
     output.note(
       `--jobs ${jobs}: ${most} domains at a time, since what is uploaded to an object store waits in memory`,
     );

@@ -195,9 +195,11 @@ describeWithFuse("nbdpull mount", () => {
       const twice = await nbdpull("mount", repo(), MemoryChain.domain, at());
       expect([twice.code, twice.stderr]).toEqual([4, expect.stringContaining("E_MOUNTED")]);
       expect(twice.stderr).toContain(`nbdpull unmount '${at()}', or`);
-      expect((await nbdpull("unmount", join(at(), "vda"), "--force")).code).toBe(0);
+      const forced = await nbdpull("unmount", join(at(), "vda"), "--force");
+      expect(forced.code, forced.stderr).toBe(0);
     }
-    expect((await finished(run)).code).toBe(0);
+    const ended = await finished(run);
+    expect(ended.code, ended.stderr).toBe(0);
     expect(await readdir(out)).toEqual([]);
   });
 });

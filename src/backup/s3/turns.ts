@@ -15,6 +15,7 @@ export class Turns {
 
   /** @throws the signal's reason, also while it waits for its turn */
   async send<T>(request: (signal: AbortSignal) => Promise<T>, signal: AbortSignal): Promise<T> {
+    signal.throwIfAborted();
     if (this.#limit.activeCount < this.#atOnce) return await this.#limit(request, signal);
     return await new Promise((resolve, reject) => {
       const abort = (): void => reject(signal.reason as Error);
